@@ -1,0 +1,12 @@
+//! One messaging API over Kafka, RabbitMQ, Redis, AWS SQS, Google Pub/Sub, NATS and an embedded broker.
+
+pub mod capability;
+pub mod delivery;
+mod error;
+mod event;
+pub mod message;
+pub mod provider;
+
+pub use error::{Code, Error, Result};
+pub use event::Event;
+pub use message::{Headers, MessageId};

@@ -1,0 +1,1 @@
+//! The embedded broker: a segmented log in a directory, shared by the processes of one host.

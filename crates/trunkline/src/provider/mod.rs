@@ -1,0 +1,332 @@
+//! The contract of a provider: the two traits every broker implements, and the one list of providers.
+//!
+//! A provider moves bytes. It never interprets a payload, never retries on its own account, never buffers without a
+//! bound, and never answers `Ok` to what it cannot do: an unsupported wish is `CAPABILITY_UNSUPPORTED` when the route
+//! is opened. Retries, back-off, attempts, dead letters, history and the rebuilding of dead subscriptions are the core's.
+//!
+//! To add one: a folder here with `mod.rs`, `config.rs`, `error.rs` and `docs.md`, a variant of
+//! [`crate::config::ProviderConfig`], a cargo feature, and a line in [`open`].
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::capability::Capabilities;
+use crate::delivery::{Delivery, Position, Settle, Settled, Token};
+use crate::error::{Code, Error, Result};
+use crate::message::{Headers, MessageId, Millis};
+
+#[cfg(feature = "embedded")]
+pub mod embedded;
+
+/// A topic as the provider sees it: its physical name and what is fixed about it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TopicSpec {
+    /// The name on the broker.
+    pub name: Arc<str>,
+    /// How many shards it has (fixed when it was created).
+    pub shards: u32,
+    /// Whether the messages of a shard must be handed out in order to one owner.
+    pub ordered: bool,
+}
+
+/// A group as the provider sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GroupSpec {
+    /// The name on the broker.
+    pub name: Arc<str>,
+    /// Where a group that is new to the topic starts.
+    pub start: Start,
+}
+
+/// Where a group starts, or is set back to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// With the oldest message kept.
+    Earliest,
+    /// With what is produced from now on.
+    Latest,
+    /// With the first message stored at or after this time (ms since 1970).
+    Time(Millis),
+    /// With this offset in one shard (`seek` only).
+    Position {
+        /// The shard.
+        shard: u32,
+        /// The first offset to hand out.
+        offset: u64,
+    },
+}
+
+/// A message on its way to the broker.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// The message id; travels natively, as bytes or text.
+    pub id: MessageId,
+    /// `Some` if the core chose the shard (by key), `None` if the provider may spread.
+    pub shard: Option<u32>,
+    /// The key, if it has one.
+    pub key: Option<Bytes>,
+    /// All other headers.
+    pub headers: Headers,
+    /// The payload, sent untouched.
+    pub payload: Bytes,
+}
+
+impl Outgoing {
+    /// Bytes of payload, key and headers.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.payload.len() + self.key.as_ref().map_or(0, Bytes::len) + self.headers.size()
+    }
+}
+
+/// Why one message was not confirmed.
+#[derive(Debug, Clone)]
+pub struct SendError {
+    /// What happened, with a code of the product.
+    pub error: Error,
+    /// Whether sending it again may succeed.
+    pub retryable: bool,
+    /// Whether the broker may have it all the same.
+    pub ambiguous: bool,
+}
+
+/// What `ensure` did and saw.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ensured {
+    /// What was created, in words.
+    pub created: Vec<String>,
+    /// Where the broker differs from the wish, in words. Reported, never changed.
+    pub drift: Vec<String>,
+}
+
+/// What to remove from the broker.
+#[derive(Debug, Clone, Copy)]
+pub enum Remove<'a> {
+    /// The topic with all its messages and groups.
+    Topic(&'a TopicSpec),
+    /// One group of a topic.
+    Group(&'a TopicSpec, &'a str),
+}
+
+/// How much a subscription may hold before it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefetch {
+    /// Messages.
+    pub count: usize,
+    /// Bytes; may be passed by one message.
+    pub bytes: usize,
+}
+
+/// How a subscription is opened.
+#[derive(Debug, Clone)]
+pub struct SubscribeOptions {
+    /// Names the member among the members of its group.
+    pub member: Arc<str>,
+    /// The bound of what waits in the provider.
+    pub prefetch: Prefetch,
+}
+
+/// The waiting messages of one group on one topic.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Not yet handed out.
+    pub ready: u64,
+    /// Handed out, not yet settled.
+    pub in_flight: u64,
+    /// When the oldest of them was stored (ms since 1970).
+    pub oldest: Option<Millis>,
+    /// Whether the numbers are exact.
+    pub exact: bool,
+}
+
+/// Where `read` starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// At this position, in its shard.
+    Position(Position),
+    /// At the oldest message of a shard stored at or after this time.
+    Time {
+        /// The shard.
+        shard: u32,
+        /// Milliseconds since 1970.
+        at: Millis,
+    },
+}
+
+/// A message read without consuming it.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Where it lies.
+    pub position: Position,
+    /// Its id, if it has one.
+    pub id: Option<MessageId>,
+    /// Its key.
+    pub key: Option<Bytes>,
+    /// Its headers.
+    pub headers: Headers,
+    /// Its payload.
+    pub payload: Bytes,
+    /// When it was stored.
+    pub stored_at: Millis,
+}
+
+/// One step of a connection test.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stage {
+    /// `resolve`, `connect`, `tls`, `authenticate`, `permissions`, `ensure`, `round_trip`, or a provider's own.
+    pub stage: &'static str,
+    /// Whether it passed.
+    pub ok: bool,
+    /// How long it took, in milliseconds.
+    pub ms: u64,
+    /// The code of the failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<Code>,
+    /// What happened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+/// A connection to one broker.
+#[async_trait]
+pub trait Provider: Send + Sync + Debug {
+    /// Must tell the truth for this topic on this server with this config; never fails and never waits.
+    fn capabilities(&self, topic: &TopicSpec) -> Capabilities;
+
+    /// Must make topic and groups exist, and may be called any number of times, from any number of processes at once.
+    /// Must report where the broker differs from the wish, and must not change it. A group that exists stays where it is.
+    async fn ensure(&self, topic: &TopicSpec, groups: &[GroupSpec]) -> Result<Ensured>;
+
+    /// Must remove it with its data; removing what is not there succeeds.
+    async fn remove(&self, what: Remove<'_>) -> Result<()>;
+
+    /// Must answer for each message, in order: `Ok` only after the broker confirmed it at the strongest practical setting.
+    /// Must keep the order of messages of one shard, within a batch and from one awaited call to the next.
+    /// Must not retry. Must say `ambiguous` whenever the broker may have the message all the same.
+    async fn send(&self, topic: &TopicSpec, batch: Vec<Outgoing>) -> Vec<Result<Position, SendError>>;
+
+    /// Must open one subscription to all routes for one member of a group, live when it returns. Must not lose what is
+    /// buffered when the future of [`Subscription::next`] is dropped. Topic and group must have been ensured.
+    async fn subscribe(&self, routes: &[TopicSpec], group: &GroupSpec, options: SubscribeOptions) -> Result<Arc<dyn Subscription>>;
+
+    /// Must count what waits for the group, over all members.
+    async fn depth(&self, topic: &TopicSpec, group: &str) -> Result<Depth>;
+
+    /// Must return up to `max` messages from there on without consuming any. `CAPABILITY_UNSUPPORTED` where nothing is kept.
+    async fn read(&self, topic: &TopicSpec, from: ReadFrom, max: usize) -> Result<Vec<Stored>>;
+
+    /// Must set the group to start there, for all members, also while they are live.
+    async fn seek(&self, topic: &TopicSpec, group: &str, to: &Start) -> Result<()>;
+
+    /// Must test the connection in stages and end by itself before the deadline.
+    async fn probe(&self, deadline: Instant) -> Vec<Stage>;
+
+    /// Must end every task and connection within the deadline. Later calls fail with `CLOSED`.
+    async fn close(&self, deadline: Instant);
+}
+
+/// What a subscription has to say.
+#[derive(Debug)]
+pub enum Signal {
+    /// Messages of one shard, in order.
+    Deliveries {
+        /// Which of the routes given to `subscribe`.
+        route: usize,
+        /// The shard.
+        shard: u32,
+        /// The number of this ownership.
+        epoch: u64,
+        /// The messages.
+        items: Vec<Delivery>,
+    },
+    /// This member owns the shard from now on. Comes before its first delivery.
+    Assigned {
+        /// Which route.
+        route: usize,
+        /// The shard.
+        shard: u32,
+        /// The number of this ownership; higher than any before.
+        epoch: u64,
+    },
+    /// The shard shall be given up: no more deliveries of it come, settle what runs, then call `yield_shard`.
+    Revoking {
+        /// Which route.
+        route: usize,
+        /// The shard.
+        shard: u32,
+        /// After this it is taken away.
+        deadline: Instant,
+    },
+    /// The shard is gone: settles of it are stale, running handlers should be cancelled.
+    Lost {
+        /// Which route.
+        route: usize,
+        /// The shard.
+        shard: u32,
+    },
+    /// The state seen from the broker changed.
+    State(SubscriptionState),
+}
+
+/// How a subscription fares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SubscriptionState {
+    /// Joined, with or without a shard.
+    Live,
+    /// Works only in part; the word is fixed.
+    Degraded(&'static str),
+}
+
+/// One member of a group, receiving. Lives as long as its connection: an `Err` from `next` means it is dead,
+/// and the core rebuilds it. All calls may run at the same time.
+#[async_trait]
+pub trait Subscription: Send + Sync + Debug {
+    /// Must return as soon as there is something, at most `max` messages and about `max_bytes` (at least one message),
+    /// and an empty list after `wait`. Must keep the leases of what it handed out and of what it buffers.
+    async fn next(&self, max: usize, max_bytes: usize, wait: Duration) -> Result<Vec<Signal>>;
+
+    /// Must settle each, in order, and say what became of it. `Done` holds when it returns `Settled`, at least against
+    /// the death of this process.
+    async fn settle(&self, items: &[(Token, Settle)]) -> Vec<Settled>;
+
+    /// Must keep each lease for another period; `false` where it was lost.
+    async fn extend(&self, tokens: &[Token]) -> Vec<bool>;
+
+    /// Must let the revocation of the shard finish: everything of it has been settled.
+    async fn yield_shard(&self, route: usize, shard: u32);
+
+    /// Must stop receiving; what was handed out stays.
+    async fn pause(&self);
+
+    /// Must receive again.
+    async fn resume(&self);
+
+    /// Must release what was not settled without counting it as a failure where the broker can, flush, and leave the group.
+    async fn close(&self, deadline: Instant);
+}
+
+/// A stage that took `since` until now.
+#[must_use]
+pub fn stage(name: &'static str, since: Instant, result: Result<(), (Error, &str)>) -> Stage {
+    let ms = crate::message::millis(since.elapsed());
+    match result {
+        Ok(()) => Stage { stage: name, ok: true, ms, code: None, message: None, fix: None },
+        Err((error, fix)) => Stage {
+            stage: name,
+            ok: false,
+            ms,
+            code: Some(error.code()),
+            message: Some(error.message().to_owned()),
+            fix: Some(fix.to_owned()),
+        },
+    }
+}
