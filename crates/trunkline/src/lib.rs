@@ -6,6 +6,7 @@ mod error;
 mod event;
 pub mod message;
 pub mod provider;
+pub mod store;
 
 pub use error::{Code, Error, Result};
 pub use event::Event;
