@@ -4,6 +4,7 @@ pub mod capability;
 pub mod delivery;
 mod error;
 mod event;
+pub mod history;
 pub mod message;
 pub mod provider;
 pub mod store;
