@@ -2,6 +2,8 @@
 //!
 //! [`Recorder`] takes entries on the hot paths and never waits; blocks, queries and roll-ups are built from them.
 
+pub mod recorder;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
