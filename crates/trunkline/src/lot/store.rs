@@ -75,6 +75,14 @@ struct StoreFeed {
     keeper: tokio::task::AbortHandle,
 }
 
+impl StoreFeed {
+    /// What has no chain (no key, or handed over again by a reprocess) is claimed by any member, chains by their shard's owner.
+    async fn claim(&self, limit: usize, shards: Option<&[u32]>) -> Result<Vec<LotEntry>> {
+        let claim = LotClaim { address: &self.address, group: &self.group, shards, limit, owner: &self.member, lease: LEASE };
+        self.store.lot_claim(claim).await
+    }
+}
+
 /// Renews the claims of what is in hand, from the claim to the settle.
 async fn keep(store: Arc<dyn Store>, member: Arc<str>, held: Arc<Mutex<HashSet<u64>>>) {
     loop {
@@ -93,8 +101,10 @@ impl LotFeed for StoreFeed {
         let until = Instant::now() + wait;
         loop {
             let put = self.put.notified();
-            let claim = LotClaim { address: &self.address, group: &self.group, shards, limit: max, owner: &self.member, lease: LEASE };
-            let due = self.store.lot_claim(claim).await?;
+            let mut due = self.claim(max, None).await?;
+            if let Some(shards) = shards.filter(|_| due.len() < max) {
+                due.extend(self.claim(max - due.len(), Some(shards)).await?);
+            }
             if !due.is_empty() {
                 self.held.lock().extend(due.iter().map(|entry| entry.seq));
                 return Ok(due.into_iter().map(|entry| (entry.seq, entry)).collect());
