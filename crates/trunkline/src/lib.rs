@@ -1,11 +1,14 @@
 //! One messaging API over Kafka, RabbitMQ, Redis, AWS SQS, Google Pub/Sub, NATS and an embedded broker.
 
 pub mod capability;
+pub mod config;
 pub mod delivery;
 mod error;
 mod event;
 pub mod history;
 pub mod message;
+pub mod names;
+pub mod policy_config;
 pub mod provider;
 pub mod store;
 

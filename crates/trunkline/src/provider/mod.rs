@@ -20,8 +20,13 @@ use crate::delivery::{Delivery, Position, Settle, Settled, Token};
 use crate::error::{Code, Error, Result};
 use crate::message::{Headers, MessageId, Millis};
 
-#[cfg(feature = "embedded")]
 pub mod embedded;
+pub mod kafka;
+pub mod nats;
+pub mod pubsub;
+pub mod rabbitmq;
+pub mod redis;
+pub mod sqs;
 
 /// A topic as the provider sees it: its physical name and what is fixed about it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
