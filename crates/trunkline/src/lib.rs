@@ -1,6 +1,7 @@
 //! One messaging API over Kafka, RabbitMQ, Redis, AWS SQS, Google Pub/Sub, NATS and an embedded broker.
 
 pub mod capability;
+pub mod catalog;
 pub mod config;
 pub mod delivery;
 mod error;
