@@ -20,6 +20,7 @@ use crate::message::{Headers, MessageId, Millis};
 
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+pub mod datadir;
 
 /// How far the store's knowledge reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
