@@ -13,6 +13,7 @@ pub mod policy;
 pub mod produce;
 pub mod provider;
 mod route;
+pub mod secret;
 pub mod store;
 
 pub use error::{Code, Error, Result};
