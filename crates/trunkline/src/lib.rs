@@ -6,6 +6,7 @@ pub mod config;
 pub mod delivery;
 mod error;
 mod event;
+pub mod file;
 pub mod history;
 pub mod message;
 pub mod names;

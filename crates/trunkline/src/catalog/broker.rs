@@ -160,6 +160,11 @@ impl Catalog {
         Ok(node.brokers.get(tag).map(|node| self.view(&node.doc, by_age(node))))
     }
 
+    /// A broker as it is stored.
+    pub(crate) fn broker_doc(&self, product: &str, tag: &str) -> Result<Arc<BrokerDoc>> {
+        Ok(self.snapshot().broker(product, tag)?.doc.clone())
+    }
+
     /// All brokers of a product, by tag; credentials read `***`.
     ///
     /// # Errors
