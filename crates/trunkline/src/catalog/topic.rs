@@ -39,7 +39,6 @@ impl Catalog {
     /// # Errors
     /// `INPUT_INVALID`, `PRODUCT_NOT_FOUND`, `BROKER_NOT_FOUND`, `TOPIC_EXISTS`, `CONFIG_INVALID` (`partitions`),
     /// `STORE_FAILED`. Two topics that would share a name on one server are `INPUT_INVALID` with `details.reason: name_taken`.
-    #[expect(clippy::needless_pass_by_value, reason = "input is handed over in every call")]
     pub async fn create_topic(&self, product: Option<&str>, input: Value) -> Result<Arc<TopicDoc>> {
         let input = TopicInput::create(product, &input)?;
         let product = self.product_or_only(input.product.as_deref())?;
@@ -96,7 +95,6 @@ impl Catalog {
     ///
     /// # Errors
     /// As [`Catalog::create_topic`], and `TOPIC_NOT_FOUND`.
-    #[expect(clippy::needless_pass_by_value, reason = "input is handed over in every call")]
     pub async fn update_topic(&self, product: Option<&str>, tag: &str, patch: Value) -> Result<TopicUpdate> {
         let broker = ["messageBrokerTag", "brokerTag"].into_iter().find_map(|name| patch.get(name)).and_then(Value::as_str);
         let event = event_of("tag", tag, broker)?;
