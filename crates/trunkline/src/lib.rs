@@ -12,6 +12,7 @@ pub mod delivery;
 mod error;
 mod event;
 pub mod groups;
+pub mod file;
 pub mod history;
 mod inner;
 pub mod lot;
