@@ -120,9 +120,10 @@ impl Topic {
         }
         let (segment, end, next) = self.segment_at(place, durable)?;
         let start = segment.header.start;
-        if place < start {
-            // What was here is no longer kept.
-            return Ok(Piece::Next(start + SegmentHeader::len(self.shards)));
+        let first = start + SegmentHeader::len(self.shards);
+        if place < first {
+            // The end of the segment before is the beginning of this one; or what was here is no longer kept.
+            return Ok(Piece::Next(first));
         }
         if place >= end {
             return Ok(next.map_or(Piece::End, Piece::Next));
