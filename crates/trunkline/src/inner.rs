@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::background::publish_from_topics;
 use crate::catalog::{Catalog, RouteEntry};
 use crate::config::{ProviderConfig, ProviderKind};
 use crate::consume::engine::Engine;
@@ -133,6 +134,10 @@ impl Inner {
             return Ok(route.clone());
         }
         let route = Arc::new(self.open_route(&entry).await?);
+        if let Some(lot) = &route.delays {
+            let work = publish_from_topics(Arc::downgrade(&route), lot.clone(), self.process.clone(), self.end.clone());
+            self.tasks.spawn(work);
+        }
         let old = self.routes.write().insert(entry.address.clone(), route.clone());
         if let Some(old) = old {
             // What was handed to the old side is still confirmed there.
