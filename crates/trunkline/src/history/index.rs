@@ -145,7 +145,7 @@ impl Index {
             let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
             if version <= FORMAT {
                 sql.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-                sql.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA cache_size = -4000; PRAGMA temp_store = MEMORY;")?;
+                sql.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 8000; PRAGMA cache_size = -4000; PRAGMA temp_store = MEMORY;")?;
                 sql.set_prepared_statement_cache_capacity(32);
             }
             Ok((sql, version))
@@ -202,6 +202,12 @@ impl Index {
         }
         tx.commit()?;
         Ok(true)
+    }
+
+    /// Moves what is in the write-ahead log to where it belongs, so that the recorder, which would have to wait for the disk,
+    /// need not.
+    pub(super) fn checkpoint(&self) -> rusqlite::Result<()> {
+        self.sql.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
     }
 
     /// Blocks that may hold an id of these times, narrow ones first.

@@ -149,7 +149,8 @@ struct Whose {
 impl StatsQuery {
     /// The span in whole minutes.
     fn span(&self, now: Millis) -> Result<(Millis, Millis)> {
-        let to = self.to.unwrap_or(now);
+        // This very moment belongs to it.
+        let to = self.to.unwrap_or(now + 1);
         let from = self.from.unwrap_or_else(|| to.saturating_sub(WIDTHS[2]));
         if from > to {
             return Err(Error::input("from", "`from` is after `to`"));
