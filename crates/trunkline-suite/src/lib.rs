@@ -16,6 +16,7 @@ mod verdict;
 mod bed;
 mod broker;
 pub mod conformance;
+pub mod liar;
 mod member;
 pub mod model;
 

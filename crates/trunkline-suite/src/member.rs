@@ -115,11 +115,7 @@ impl Member {
                 check!(route < self.routes.len(), "a delivery of route {route}, of {} routes", self.routes.len());
                 let at = Instant::now();
                 for delivery in items {
-                    check!(
-                        delivery.position.shard == shard,
-                        "a delivery of shard {shard} lies at {} in another shard",
-                        delivery.position
-                    );
+                    check!(delivery.position.shard == shard, "a delivery of shard {shard} lies at {} in another shard", delivery.position);
                     if self.routes[route].ordered {
                         self.check_owned(route, shard, epoch)?;
                     }

@@ -168,7 +168,10 @@ pub(super) async fn what_comes_again_comes_before_what_follows(bed: Bed) -> Verd
         let got = member.take(take).await?;
         for got in &got {
             let place = sent.iter().filter(|sent| sent.position.shard == got.shard).position(|sent| Some(sent.id()) == got.id().ok());
-            check!(place.is_some_and(|place| place < take), "nothing is settled, and the message at place {place:?} is among the first {take}");
+            check!(
+                place.is_some_and(|place| place < take),
+                "nothing is settled, and the message at place {place:?} is among the first {take}"
+            );
         }
         member.close().await;
     }

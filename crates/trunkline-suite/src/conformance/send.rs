@@ -140,10 +140,7 @@ pub(super) async fn eight_senders_at_once(bed: Bed) -> Verdict {
         for sent in sent {
             let (shard, offset, place) = places[&sent.id()];
             let before = last.insert(shard, (offset, place));
-            check!(
-                before.is_none_or(|(o, p)| o < offset && p < place),
-                "two messages of one sender changed places in shard {shard}"
-            );
+            check!(before.is_none_or(|(o, p)| o < offset && p < place), "two messages of one sender changed places in shard {shard}");
         }
     }
     Ok(())

@@ -44,11 +44,9 @@ pub struct Traits {
 
 impl Traits {
     /// Everything the contract knows.
-    pub const LOG: Traits =
-        Traits { ordered: true, keeps: true, delay_ms: 60_000, count: DeliveryCount::Exact, release_uncounted: true };
+    pub const LOG: Traits = Traits { ordered: true, keeps: true, delay_ms: 60_000, count: DeliveryCount::Exact, release_uncounted: true };
     /// A plain queue: no order, no history, no delay.
-    pub const QUEUE: Traits =
-        Traits { ordered: false, keeps: false, delay_ms: 0, count: DeliveryCount::Unknown, release_uncounted: false };
+    pub const QUEUE: Traits = Traits { ordered: false, keeps: false, delay_ms: 0, count: DeliveryCount::Unknown, release_uncounted: false };
 }
 
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -226,18 +224,14 @@ impl Provider for Connection {
     }
 
     async fn subscribe(&self, routes: &[TopicSpec], group: &GroupSpec, _options: SubscribeOptions) -> Result<Arc<dyn Subscription>> {
-        let subscription = ModelSubscription::new(
-            Arc::clone(&self.shared),
-            routes,
-            group,
-            self.traits,
-            Arc::clone(&self.closed),
-        );
+        let subscription = ModelSubscription::new(Arc::clone(&self.shared), routes, group, self.traits, Arc::clone(&self.closed));
         for route in routes {
             self.with(&route.name, |topic| {
                 let ordered = topic.ordered;
-                let group =
-                    topic.groups.get_mut(&group.name).ok_or_else(|| Error::new(Code::GroupNotFound, format!("no group '{}'", group.name)))?;
+                let group = topic
+                    .groups
+                    .get_mut(&group.name)
+                    .ok_or_else(|| Error::new(Code::GroupNotFound, format!("no group '{}'", group.name)))?;
                 group.join(subscription.id(), ordered);
                 Ok(())
             })?;
