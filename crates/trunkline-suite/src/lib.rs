@@ -19,6 +19,7 @@ pub mod conformance;
 pub mod liar;
 mod member;
 pub mod model;
+pub mod recording_disk;
 
 pub use bed::{Bed, Sent};
 pub use broker::{Broker, Pace};
