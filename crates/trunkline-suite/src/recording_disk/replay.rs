@@ -1,7 +1,8 @@
 //! The states a crash may leave, for every prefix of a tape.
 //!
-//! Data is durable once a sync of its file ended; until then each write may be there, missing, cut, or zeros. Names are
-//! durable once their directory was synced; until then those of one directory may be there up to any point.
+//! Data is durable once a sync of its file ended; until then each sector of it may be as it was after any of the writes
+//! so far, and the length too, and the last write may be cut anywhere. Names are durable once their directory was
+//! synced; until then those of one directory may be there up to any point.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -49,6 +50,9 @@ enum Fate {
     Zeros,
 }
 
+/// What a disk writes as a whole.
+const SECTOR: usize = 512;
+
 /// How a crash leaves the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crash {
@@ -62,7 +66,7 @@ pub enum Crash {
     Torn(usize),
     /// The power failed, the last write left its length and zeros.
     Zeroed,
-    /// The power failed, each unsynced change has a fate of its own.
+    /// The power failed, each unsynced sector, length and name is as it was at some time, by chance.
     Mixed(u64),
 }
 
@@ -192,12 +196,26 @@ impl World {
     fn synced(&mut self, number: u64) {
         let Some((file, begun)) = self.syncs.remove(&number) else { return };
         let data = self.files.entry(file).or_default();
-        self.pending.retain(|pending| {
-            let covered = pending.file == file && pending.place < begun && !pending.doomed;
-            if covered {
-                apply(data, &pending.change, Fate::Kept);
+        // A sector is written as it is: with what an earlier sync failed to write into it.
+        let mut sectors = BTreeSet::new();
+        for pending in self.pending.iter().filter(|pending| pending.file == file && pending.place < begun && !pending.doomed) {
+            if let Change::Write { at, bytes } = &pending.change {
+                sectors.extend(*at as usize / SECTOR..=(*at as usize + bytes.len().max(1) - 1) / SECTOR);
             }
-            !covered
+        }
+        self.pending.retain(|pending| {
+            let mine = pending.file == file && pending.place < begun;
+            match &pending.change {
+                Change::Write { at, bytes } if mine && pending.doomed => {
+                    for (n, byte) in (*at as usize..).zip(bytes.iter()).filter(|(n, _)| sectors.contains(&(n / SECTOR))) {
+                        data.resize(data.len().max(n + 1), 0);
+                        data[n] = *byte;
+                    }
+                }
+                change if mine => apply(data, change, Fate::Kept),
+                _ => {}
+            }
+            !mine || pending.doomed
         });
     }
 
@@ -225,20 +243,18 @@ impl World {
         let mut rng = StdRng::seed_from_u64(if let Crash::Mixed(seed) = crash { seed } else { 0 });
         let last = self.pending.len().saturating_sub(1);
         let mut files = self.files.clone();
-        for (at, pending) in self.pending.iter().enumerate() {
-            let fate = match crash {
-                Crash::Dropped => Fate::Dropped,
-                Crash::Torn(cut) if at == last => Fate::Cut(cut),
-                Crash::Zeroed if at == last => Fate::Zeros,
-                Crash::Mixed(_) => match (rng.random_range(0..6), &pending.change) {
-                    (0 | 1, _) => Fate::Dropped,
-                    (2, Change::Write { bytes, .. }) => Fate::Cut(rng.random_range(0..=bytes.len())),
-                    (3, _) => Fate::Zeros,
+        if let Crash::Mixed(_) = crash {
+            self.mix(&mut files, &mut rng);
+        } else {
+            for (at, pending) in self.pending.iter().enumerate() {
+                let fate = match crash {
+                    Crash::Dropped => Fate::Dropped,
+                    Crash::Torn(cut) if at == last => Fate::Cut(cut),
+                    Crash::Zeroed if at == last => Fate::Zeros,
                     _ => Fate::Kept,
-                },
-                _ => Fate::Kept,
-            };
-            apply(files.entry(pending.file).or_default(), &pending.change, fate);
+                };
+                apply(files.entry(pending.file).or_default(), &pending.change, fate);
+            }
         }
         let mut names = self.names.clone();
         for changes in self.pending_names.values() {
@@ -255,6 +271,28 @@ impl World {
             self.put_pages(&disk);
         }
         disk
+    }
+
+    /// Gives each sector and the length of each file what some moment since the last sync gave them.
+    fn mix(&self, files: &mut BTreeMap<u64, Vec<u8>>, rng: &mut StdRng) {
+        let dirty: BTreeSet<_> = self.pending.iter().map(|pending| pending.file).collect();
+        for file in dirty {
+            let mut moments = vec![files.remove(&file).unwrap_or_default()];
+            for pending in self.pending.iter().filter(|pending| pending.file == file) {
+                let mut next = moments[moments.len() - 1].clone();
+                apply(&mut next, &pending.change, Fate::Kept);
+                moments.push(next);
+            }
+            let last = moments.len() - 1;
+            let pick = |rng: &mut StdRng| if rng.random_bool(0.4) { last } else { rng.random_range(0..=last) };
+            let mut data = vec![0; moments[pick(rng)].len()];
+            for (at, sector) in data.chunks_mut(SECTOR).enumerate() {
+                let from = moments[pick(rng)].get(at * SECTOR..).unwrap_or_default();
+                let n = from.len().min(sector.len());
+                sector[..n].copy_from_slice(&from[..n]);
+            }
+            files.insert(file, data);
+        }
     }
 
     fn put_pages(&self, disk: &RecordingDisk) {

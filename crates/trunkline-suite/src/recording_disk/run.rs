@@ -263,6 +263,11 @@ pub fn replay(tape: &Tape, mixed: u64, threads: usize) -> Report {
             for crash in world.crashes(mixed) {
                 report.crashes += 1;
                 if let Err(failure) = runtime.block_on(check_crash(&world, crash, &promised)) {
+                    if report.failures.is_empty() && std::env::var_os("TRUNKLINE_TAPE").is_some() {
+                        for (n, (op, _)) in ops[..=place].iter().enumerate() {
+                            eprintln!("{n} {}", short(op));
+                        }
+                    }
                     if report.failures.len() < 5 {
                         report.failures.push(format!("after step {place} ({}), {crash:?}: {failure}", short(op)));
                     }
