@@ -234,14 +234,6 @@ impl Reader {
         }
     }
 
-    /// When the next message was stored, without reading it.
-    pub(super) fn peek_time(&mut self) -> Result<Option<Millis>> {
-        if self.extent.as_ref().is_none_or(|run| run.next >= run.end) && !self.find_extent()? {
-            return Ok(None);
-        }
-        Ok(self.extent.as_ref().map(|run| run.stored_at))
-    }
-
     /// Looks for the extent with the next message.
     fn find_extent(&mut self) -> Result<bool> {
         let mut place = match self.place {

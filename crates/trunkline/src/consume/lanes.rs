@@ -1,0 +1,298 @@
+//! What is in hand: messages that may start, lanes of keys that are busy, and the bounds.
+//!
+//! One lock guards it all; it is held for a few instructions at a time.
+
+use std::cmp::Ordering as Order;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::breaker::{Breaker, Gate};
+use crate::delivery::{Deliveries, Position, Token};
+use crate::lot::LotHandle;
+use crate::message::{Headers, MessageId, Millis};
+
+/// Where a piece of work came from, and is settled to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The subscription of this generation.
+    Broker(Token, u64),
+    /// The lot.
+    Lot(LotHandle),
+}
+
+/// One message in hand.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) source: Source,
+    pub(crate) id: MessageId,
+    pub(crate) position: Position,
+    pub(crate) epoch: u64,
+    /// Hash of the key on ordered topics, so that one key is handled one after the other.
+    pub(crate) lane: Option<u64>,
+    pub(crate) key: Option<Bytes>,
+    pub(crate) headers: Headers,
+    pub(crate) payload: Bytes,
+    pub(crate) attempts: u32,
+    pub(crate) deliveries: Deliveries,
+    pub(crate) produced_at: Millis,
+    pub(crate) expires_at: Option<Millis>,
+    pub(crate) size: usize,
+    /// Whether this is its first run, so that its wait counts.
+    pub(crate) first: bool,
+}
+
+/// Why nothing can start right now.
+#[derive(Debug)]
+pub(crate) enum Idle {
+    Empty,
+    Until(Instant),
+    Closed,
+}
+
+#[derive(Debug)]
+struct Timed(Instant, u64, Work);
+
+impl PartialEq for Timed {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Timed {}
+impl PartialOrd for Timed {
+    fn partial_cmp(&self, other: &Self) -> Option<Order> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Timed {
+    fn cmp(&self, other: &Self) -> Order {
+        (other.0, other.1).cmp(&(self.0, self.1))
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    ready: VecDeque<Work>,
+    /// Keys with one message ready, running or held, and those behind it.
+    busy: HashMap<u64, VecDeque<Work>>,
+    /// By shard: keys whose messages wait in the lot, and how many of each.
+    chains: HashMap<u32, HashMap<u64, u64>>,
+    held: BinaryHeap<Timed>,
+    held_most: usize,
+    ticket: u64,
+    pub(crate) breaker: Breaker,
+    pub(crate) running: usize,
+    pub(crate) idle: usize,
+    /// Received and not yet settled.
+    pub(crate) count: usize,
+    pub(crate) bytes: usize,
+    pub(crate) closing: bool,
+    /// Shards being given up: nothing of them starts.
+    pub(crate) revoking: HashSet<u32>,
+    /// Broker messages in hand by shard, to know when a shard is drained.
+    pub(crate) by_shard: HashMap<u32, usize>,
+}
+
+impl Lanes {
+    pub(crate) fn new(concurrency: usize, breaker: Breaker) -> Self {
+        Lanes {
+            ready: VecDeque::new(),
+            busy: HashMap::new(),
+            chains: HashMap::new(),
+            held: BinaryHeap::new(),
+            held_most: concurrency.div_ceil(4),
+            ticket: 0,
+            breaker,
+            running: 0,
+            idle: 0,
+            count: 0,
+            bytes: 0,
+            closing: false,
+            revoking: HashSet::new(),
+            by_shard: HashMap::new(),
+        }
+    }
+
+    /// Takes a message in. Gives it back if its key's earlier messages wait in the lot: it must wait behind them.
+    pub(crate) fn admit(&mut self, work: Work) -> Option<Work> {
+        self.count += 1;
+        self.bytes += work.size;
+        if matches!(work.source, Source::Broker(..)) {
+            *self.by_shard.entry(work.position.shard).or_default() += 1;
+            if let Some(lane) = work.lane {
+                if let Some(count) = self.chains.get_mut(&work.position.shard).and_then(|chains| chains.get_mut(&lane)) {
+                    *count += 1;
+                    return Some(work);
+                }
+                if let Some(behind) = self.busy.get_mut(&lane) {
+                    behind.push_back(work);
+                    return None;
+                }
+                self.busy.insert(lane, VecDeque::new());
+            }
+        }
+        self.ready.push_back(work);
+        None
+    }
+
+    /// The next message that may start, with whether it is the breaker's probe.
+    pub(crate) fn start(&mut self) -> Result<(Work, bool), Idle> {
+        if self.closing {
+            return Err(Idle::Closed);
+        }
+        let probe = match if self.breaker.is_open() { self.breaker.gate(Instant::now()) } else { Gate::Go } {
+            Gate::Go => false,
+            Gate::Probe => true,
+            Gate::Until(at) => return Err(Idle::Until(at)),
+            Gate::Wait => return Err(Idle::Empty),
+        };
+        match self.ready.pop_front() {
+            Some(work) => {
+                self.running += 1;
+                Ok((work, probe))
+            }
+            None => {
+                if probe {
+                    self.breaker.probe_ended();
+                }
+                Err(Idle::Empty)
+            }
+        }
+    }
+
+    pub(crate) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    pub(crate) fn may_hold(&self) -> bool {
+        self.held.len() < self.held_most && !self.closing
+    }
+
+    /// Keeps it in flight until then. Its key stays busy.
+    pub(crate) fn hold(&mut self, until: Instant, work: Work) {
+        self.ticket += 1;
+        self.held.push(Timed(until, self.ticket, work));
+    }
+
+    /// Back to the end of the line; its key stays busy.
+    pub(crate) fn back(&mut self, work: Work) {
+        self.ready.push_back(work);
+    }
+
+    /// Moves what has been held long enough to the front; when the next one is due.
+    pub(crate) fn wake(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(Timed(at, ..)) = self.held.peek() {
+            if *at > now {
+                return Some(*at);
+            }
+            if let Some(Timed(_, _, work)) = self.held.pop() {
+                self.ready.push_front(work);
+            }
+        }
+        None
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// A broker message of this key is through: the next one behind it may start.
+    pub(crate) fn release_lane(&mut self, lane: Option<u64>) {
+        let Some(lane) = lane else { return };
+        if let Some(behind) = self.busy.get_mut(&lane) {
+            match behind.pop_front() {
+                Some(next) => self.ready.push_back(next),
+                None => {
+                    self.busy.remove(&lane);
+                }
+            }
+        }
+    }
+
+    /// A message of this key goes to the lot: it begins (or goes on) a chain, and all behind it must follow it there.
+    pub(crate) fn begin_chain(&mut self, shard: u32, lane: u64) -> Vec<Work> {
+        let behind: Vec<Work> = self.busy.remove(&lane).map(Vec::from).unwrap_or_default();
+        *self.chains.entry(shard).or_default().entry(lane).or_default() += 1 + behind.len() as u64;
+        behind
+    }
+
+    /// One of a chain has left the lot.
+    pub(crate) fn shorten_chain(&mut self, shard: u32, lane: u64) {
+        if let Some(chains) = self.chains.get_mut(&shard)
+            && let Some(count) = chains.get_mut(&lane)
+        {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                chains.remove(&lane);
+            }
+        }
+    }
+
+    /// What the lot says of a shard's chains.
+    pub(crate) fn set_chains(&mut self, shard: u32, chains: impl IntoIterator<Item = (u64, u64)>) {
+        self.chains.insert(shard, chains.into_iter().collect());
+    }
+
+    pub(crate) fn drop_chains(&mut self, shard: u32) {
+        self.chains.remove(&shard);
+    }
+
+    /// Shards with chains.
+    pub(crate) fn chained(&self) -> Vec<u32> {
+        self.chains.iter().filter(|(_, chains)| !chains.is_empty()).map(|(shard, _)| *shard).collect()
+    }
+
+    pub(crate) fn chain_total(&self, shard: u32) -> u64 {
+        self.chains.get(&shard).map_or(0, |chains| chains.values().sum())
+    }
+
+    /// Shards this member owns (only tracked where order is kept).
+    pub(crate) fn owned(&self) -> Vec<u32> {
+        self.chains.keys().copied().filter(|shard| !self.revoking.contains(shard)).collect()
+    }
+
+    /// Takes out everything that has not started: all of it, or that of one shard.
+    pub(crate) fn take_waiting(&mut self, shard: Option<u32>) -> Vec<Work> {
+        let goes = |work: &Work| shard.is_none_or(|shard| work.position.shard == shard);
+        let mut out = Vec::new();
+        let ready = std::mem::take(&mut self.ready);
+        let held = std::mem::take(&mut self.held);
+        let mut lanes_of_gone = Vec::new();
+        for work in ready {
+            if goes(&work) { out.push(work) } else { self.ready.push_back(work) }
+        }
+        for timed in held {
+            if goes(&timed.2) { out.push(timed.2) } else { self.held.push(timed) }
+        }
+        for work in &out {
+            lanes_of_gone.extend(work.lane);
+        }
+        for lane in lanes_of_gone {
+            if let Some(behind) = self.busy.remove(&lane) {
+                out.extend(behind);
+            }
+        }
+        // Behind a running one: they go too, the running one keeps its lane.
+        for behind in self.busy.values_mut() {
+            if behind.front().is_some_and(&goes) {
+                out.extend(behind.drain(..));
+            }
+        }
+        out
+    }
+
+    /// A message has been settled and leaves the hand.
+    pub(crate) fn gone(&mut self, source: Source, shard: u32, size: usize) {
+        self.count = self.count.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(size);
+        if matches!(source, Source::Broker(..))
+            && let Some(count) = self.by_shard.get_mut(&shard)
+        {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.by_shard.remove(&shard);
+            }
+        }
+    }
+}

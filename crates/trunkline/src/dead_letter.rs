@@ -1,0 +1,340 @@
+//! Dead letters: found, grouped, shown, edited, handed over again, discarded. The ledger of a reprocess is exact.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::error::{Code, Error, Result};
+use crate::history::{Batch, Step};
+use crate::message::{Headers, MessageId, Millis, now_ms};
+use crate::produce::{ProduceOptions, produce};
+use crate::store::{DeadGroup, Job, LotEdit, LotEntry, LotFilter, LotState};
+use crate::trunkline::Env;
+
+/// What a reprocess moves in one transaction.
+const STEP: usize = 500;
+/// How long a call waits for its job before it answers with the progress so far.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which dead letters. Empty fields match all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DeadFilter {
+    /// The broker's tag.
+    pub broker: Option<String>,
+    /// The topic's short tag.
+    pub topic: Option<String>,
+    /// The consumer group.
+    pub group: Option<String>,
+    /// The first line of the error, or the reason, exactly.
+    pub error: Option<String>,
+    /// These messages only.
+    pub ids: Vec<MessageId>,
+    /// Died at or after (ms since 1970).
+    pub from: Option<Millis>,
+    /// Died before.
+    pub to: Option<Millis>,
+}
+
+/// Whom a dead letter is handed to again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// The group it died at: the same message, attempts from 0.
+    #[default]
+    Group,
+    /// Everyone: a new message that says which one it replays.
+    Topic,
+}
+
+/// A reprocess.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Reprocess {
+    /// Which dead letters.
+    pub filter: DeadFilter,
+    /// To whom.
+    pub target: Target,
+    /// A new payload for each.
+    pub payload: Option<Value>,
+    /// At most this many.
+    pub limit: Option<u64>,
+    /// Messages per second.
+    pub rate: Option<f64>,
+    /// Only count.
+    pub dry_run: bool,
+}
+
+/// What came of a reprocess.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Reprocessed {
+    /// How many matched when it began.
+    pub matched: u64,
+    /// How many were handed over.
+    pub reprocessed: u64,
+    /// How many could not be.
+    pub failed: u64,
+    /// How many were passed over.
+    pub skipped: u64,
+    /// One line a message, the newest 1,000.
+    pub results: Vec<Value>,
+    /// The job, to look after a long one. `None` for a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<String>,
+    /// `done`, or `running` if it goes on behind.
+    pub state: String,
+}
+
+impl Env {
+    /// Dead letters that match, newest first, and how many there are in all.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`.
+    pub async fn dead_letters(&self, filter: &DeadFilter, page: usize, limit: usize) -> Result<(Vec<LotEntry>, u64)> {
+        let filter = self.lot_filter(filter);
+        let offset = page.saturating_sub(1) * limit;
+        Ok((self.inner().store.lot_list(&filter, limit, offset, true).await?, self.inner().store.lot_count(&filter).await?))
+    }
+
+    /// Dead letters grouped by error, most first.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`.
+    pub async fn dead_groups(&self, filter: &DeadFilter) -> Result<Vec<DeadGroup>> {
+        self.inner().store.lot_groups(&self.lot_filter(filter)).await
+    }
+
+    /// The dead letters of one message: one for each group it died at.
+    ///
+    /// # Errors
+    /// `MESSAGE_NOT_FOUND` if there is none.
+    pub async fn dead_letter(&self, id: MessageId) -> Result<Vec<LotEntry>> {
+        let filter = self.lot_filter(&DeadFilter { ids: vec![id], ..DeadFilter::default() });
+        let found = self.inner().store.lot_list(&filter, 100, 0, false).await?;
+        if found.is_empty() {
+            return Err(Error::new(Code::MessageNotFound, format!("no dead letter {id} in {}/{}", self.product_tag(), self.slug()))
+                .field("eventId")
+                .next("list them with `trunkline dead list`"));
+        }
+        Ok(found)
+    }
+
+    /// Changes payload or headers of a dead letter in place, at one group or at all it died at.
+    ///
+    /// # Errors
+    /// `MESSAGE_NOT_FOUND`.
+    pub async fn edit_dead_letter(
+        &self,
+        id: MessageId,
+        group: Option<&str>,
+        payload: Option<Bytes>,
+        headers: Option<Headers>,
+    ) -> Result<u64> {
+        let mut edited = 0;
+        for entry in self.dead_letter(id).await? {
+            if group.is_none_or(|group| group == &*entry.group)
+                && self.inner().store.lot_edit(entry.seq, LotEdit { payload: payload.clone(), headers: headers.clone() }).await?
+            {
+                edited += 1;
+            }
+        }
+        if edited == 0 {
+            return Err(Error::new(Code::MessageNotFound, format!("message {id} did not die at that group")).field("group"));
+        }
+        Ok(edited)
+    }
+
+    /// Removes dead letters for good; how many.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`.
+    pub async fn discard_dead_letters(&self, filter: &DeadFilter) -> Result<u64> {
+        let mut filter = self.lot_filter(filter);
+        let mut gone = 0;
+        loop {
+            let found = self.inner().store.lot_list(&filter, STEP, 0, false).await?;
+            let Some(last) = found.last() else { return Ok(gone) };
+            filter.after = Some(last.seq);
+            let seqs: Vec<u64> = found.iter().map(|entry| entry.seq).collect();
+            gone += self.inner().store.lot_discard(&seqs).await?;
+        }
+    }
+
+    /// Hands dead letters over again. A long one goes on as a job; after a crash any process goes on with it.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`.
+    pub async fn reprocess(&self, what: Reprocess) -> Result<Reprocessed> {
+        let store = &self.inner().store;
+        let matched = store.lot_count(&self.lot_filter(&what.filter)).await?;
+        let matched = what.limit.map_or(matched, |limit| matched.min(limit));
+        if what.dry_run || matched == 0 {
+            let state = "done".to_owned();
+            return Ok(Reprocessed { matched, reprocessed: 0, failed: 0, skipped: 0, results: Vec::new(), job_id: None, state });
+        }
+        let now = now_ms();
+        let job = Job {
+            id: MessageId::now().to_string(),
+            kind: "reprocess".into(),
+            product: self.product_tag().to_owned(),
+            state: "running".into(),
+            spec: json!({ "env": self.slug(), "what": what }),
+            cursor: 0,
+            matched,
+            done: 0,
+            failed: 0,
+            skipped: 0,
+            results: Vec::new(),
+            created_at: now,
+            updated_at: now,
+        };
+        store.job_put(&job).await?;
+        let (env, id) = (self.clone(), job.id.clone());
+        let work = self.inner().tasks.spawn(async move { env.run_reprocess(&id).await });
+        let ended = tokio::time::timeout(PATIENCE, work).await;
+        if let Ok(Ok(Err(error))) = ended {
+            return Err(error.detail("job_id", job.id));
+        }
+        let job = store.job_get(&job.id).await?.unwrap_or(job);
+        Ok(Reprocessed {
+            matched: job.matched,
+            reprocessed: job.done,
+            failed: job.failed,
+            skipped: job.skipped,
+            results: job.results,
+            job_id: Some(job.id),
+            state: job.state,
+        })
+    }
+
+    /// Works on a reprocess job until it is done, cancelled, or taken by another process.
+    pub(crate) async fn run_reprocess(&self, id: &str) -> Result<()> {
+        const LEASE: Duration = Duration::from_secs(10);
+        let store = &self.inner().store;
+        let (lease, owner) = (format!("job/{id}"), self.inner().process.clone());
+        let started = tokio::time::Instant::now();
+        let mut moved = 0u64;
+        loop {
+            if store.lease_take(&lease, &owner, LEASE).await?.is_none() {
+                return Ok(());
+            }
+            let Some(mut job) = store.job_get(id).await?.filter(|job| job.state == "running") else { break };
+            let what: Reprocess = serde_json::from_value(job.spec["what"].clone())
+                .map_err(|error| Error::store(format!("job {id} cannot be read: {error}")))?;
+            let left = job.matched.saturating_sub(job.done + job.failed + job.skipped);
+            let step = what.rate.map_or(STEP, |rate| (rate.max(1.0) as usize).clamp(1, STEP)).min(usize::try_from(left).unwrap_or(STEP));
+            let filter = self.lot_filter(&what.filter);
+            let n = if step == 0 {
+                0
+            } else {
+                match what.target {
+                    Target::Group => {
+                        let edit =
+                            what.payload.as_ref().map(|payload| LotEdit { payload: Some(payload.to_string().into()), headers: None });
+                        let revived = store.lot_revive(id, &filter, edit.as_ref(), step).await?;
+                        self.record_reprocessed(&revived).await;
+                        revived.len()
+                    }
+                    Target::Topic => self.replay_dead(&mut job, &what, filter, step).await?,
+                }
+            };
+            if n == 0 {
+                if let Some(mut job) = store.job_get(id).await?.filter(|job| job.state == "running") {
+                    job.state = "done".into();
+                    job.updated_at = now_ms();
+                    store.job_put(&job).await?;
+                }
+                break;
+            }
+            moved += n as u64;
+            if let Some(rate) = what.rate.filter(|rate| *rate > 0.0) {
+                tokio::time::sleep_until(started + Duration::from_secs_f64(moved as f64 / rate)).await;
+            }
+        }
+        store.lease_release(&lease, &owner).await
+    }
+
+    /// Replays a step of dead letters to everyone. The new ids follow from job and entry, so that a step that is done
+    /// again after a crash produces the same messages.
+    async fn replay_dead(&self, job: &mut Job, what: &Reprocess, mut filter: LotFilter, step: usize) -> Result<usize> {
+        let store = &self.inner().store;
+        filter.after = Some(job.cursor).filter(|cursor| *cursor > 0);
+        let entries = store.lot_list(&filter, step, 0, false).await?;
+        for entry in &entries {
+            let id = MessageId::derived(job.created_at, &[job.id.as_bytes(), &entry.seq.to_le_bytes()]);
+            let payload = what.payload.as_ref().map_or_else(|| entry.message.payload.clone(), |payload| payload.to_string().into());
+            let options = ProduceOptions {
+                key: entry.message.key.clone(),
+                headers: entry.message.headers.clone(),
+                replay_of: Some(entry.message.id),
+                id: Some(id),
+                trusted: true,
+                ..ProduceOptions::default()
+            };
+            let route = self.inner().route(&entry.address.product, &entry.address.env, entry.address.event.as_str()).await?;
+            let result = match produce(&route, payload, options).await {
+                Ok(_) => {
+                    store.lot_discard(&[entry.seq]).await?;
+                    self.inner().record(Batch::Replayed { filed: route.filed.clone(), id: entry.message.id, by: id, at: now_ms() });
+                    job.done += 1;
+                    json!({ "process_id": entry.message.id, "group": entry.group, "success": true, "replayed_as": id })
+                }
+                Err(error) => {
+                    job.failed += 1;
+                    json!({ "process_id": entry.message.id, "group": entry.group, "success": false, "error": error })
+                }
+            };
+            job.results.push(result);
+            job.cursor = entry.seq;
+        }
+        let extra = job.results.len().saturating_sub(1_000);
+        job.results.drain(..extra);
+        job.updated_at = now_ms();
+        store.job_put(job).await?;
+        Ok(entries.len())
+    }
+
+    async fn record_reprocessed(&self, entries: &[LotEntry]) {
+        for entry in entries {
+            let Ok(route) = self.inner().route(&entry.address.product, &entry.address.env, entry.address.event.as_str()).await else {
+                continue;
+            };
+            let item = crate::history::Attempt {
+                id: entry.message.id,
+                produced_at: entry.message.produced_at,
+                step: Step::Reprocessed,
+                attempts: 0,
+                started_at: now_ms(),
+                wait_us: 0,
+                run_us: 0,
+                error: None,
+                key: entry.message.key.clone(),
+                position: entry.message.position,
+            };
+            self.inner().record(Batch::Attempts {
+                filed: route.filed.clone(),
+                group: entry.group.clone(),
+                consumer: self.inner().process.clone(),
+                items: vec![item],
+            });
+        }
+    }
+
+    pub(crate) fn lot_filter(&self, filter: &DeadFilter) -> LotFilter {
+        LotFilter {
+            product: Some(self.product_tag().to_owned()),
+            env: Some(self.slug().to_owned()),
+            broker: filter.broker.clone(),
+            topic: filter.topic.clone(),
+            group: filter.group.clone(),
+            state: Some(LotState::Dead),
+            ids: filter.ids.clone(),
+            error: filter.error.clone(),
+            from: filter.from,
+            to: filter.to,
+            after: None,
+        }
+    }
+}

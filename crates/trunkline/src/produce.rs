@@ -1,0 +1,251 @@
+//! The produce path: admit → build → claim the idempotency key → send (the only retry loop) → complete → record.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Code, Error, Result};
+use crate::lot::Lot as _;
+use crate::message::{Headers, MessageId, Millis, header, millis, now_ms};
+use crate::produce::sender::Mark;
+use crate::provider::Outgoing;
+use crate::route::Route;
+use crate::store::{Claimed, IdempotencyClaim, LotEntry, LotMessage, LotState, Scope, Store};
+
+pub(crate) mod sender;
+
+/// Within this a produce is confirmed or fails.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a result is remembered under its idempotency key.
+pub const WINDOW: Duration = Duration::from_secs(24 * 3_600);
+/// The longest key of a message, in bytes.
+const KEY_MOST: usize = 64 << 10;
+/// The longest idempotency key, in bytes.
+const IDEMPOTENCY_KEY_MOST: usize = 1_024;
+
+/// What a produce may carry beside the payload.
+#[derive(Debug, Clone, Default)]
+pub struct ProduceOptions {
+    /// The key: messages of one key keep their order on ordered topics.
+    pub key: Option<Bytes>,
+    /// Headers; names starting with `trunkline-` are refused.
+    pub headers: Headers,
+    /// Published once within the window, however often it is tried.
+    pub idempotency_key: Option<String>,
+    /// How long the idempotency key is remembered; 24 h by default.
+    pub window: Option<Duration>,
+    /// Not to be handed out before this long.
+    pub delay: Option<Duration>,
+    /// Not to be handed out before this time (ms since 1970).
+    pub deliver_at: Option<Millis>,
+    /// Not to be handled after this time (ms since 1970): it is dead-lettered as `expired`.
+    pub expires_at: Option<Millis>,
+    /// Within this it is confirmed or fails; 30 s by default.
+    pub timeout: Option<Duration>,
+    /// The message it replays.
+    pub(crate) replay_of: Option<MessageId>,
+    /// The id it must carry, of a delayed publish that is due.
+    pub(crate) id: Option<MessageId>,
+    /// Headers come from a message that was produced before: the product's own names are kept.
+    pub(crate) trusted: bool,
+}
+
+/// What a produce came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Receipt {
+    /// Always true: a failure is an error.
+    pub success: bool,
+    /// The message's id in history, headers, dead letters and replay.
+    pub process_id: MessageId,
+    /// With an idempotency key: whether it had been published before, and nothing was sent now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duplicate: Option<bool>,
+    /// With an idempotency key or a delay: how far that knowledge reaches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
+}
+
+impl Receipt {
+    fn of(process_id: MessageId) -> Self {
+        Receipt { success: true, process_id, duplicate: None, scope: None }
+    }
+}
+
+/// Produces one message on a route.
+pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: ProduceOptions) -> Result<Receipt> {
+    let since = Instant::now();
+    let now = now_ms();
+    let timeout = options.timeout.unwrap_or(TIMEOUT);
+    admit(route, &payload, &options, now)?;
+    let ProduceOptions { key, mut headers, idempotency_key, window, replay_of, expires_at, .. } = options;
+    let due = options.deliver_at.or_else(|| options.delay.map(|delay| now + millis(delay))).filter(|due| *due > now);
+    let id = options.id.unwrap_or_else(MessageId::now);
+    if let Some(expires_at) = expires_at {
+        headers.set(header::EXPIRES_AT, expires_at.to_string());
+    }
+    let Some(idempotency_key) = idempotency_key else {
+        let mark = replay_of.map(|replay_of| Box::new(Mark { replay_of: Some(replay_of), ..Mark::default() }));
+        if let Some(replay_of) = replay_of {
+            headers.set(header::REPLAY_OF, Bytes::copy_from_slice(replay_of.as_bytes()));
+        }
+        let outgoing = Outgoing { id, shard: route.shard_of(key.as_ref()), key, headers, payload };
+        return match due {
+            Some(due) => wait(route, outgoing, due, now).await,
+            None => route.sender.send(outgoing, now, since, since + timeout, mark).await.map(|_| Receipt::of(id)),
+        };
+    };
+    let store = &route.store;
+    let scoped = format!("{}/{idempotency_key}", route.filed.address);
+    let claim = IdempotencyClaim {
+        key: scoped.clone(),
+        hash: hash(&payload),
+        id,
+        owner: route.process.to_string(),
+        lease: timeout + Duration::from_secs(5),
+        window: window.unwrap_or(WINDOW),
+    };
+    let scope = Some(store.scope());
+    let id = match claim_key(store.as_ref(), claim, since + timeout).await? {
+        Claimed::Ours(id) => id,
+        Claimed::Sent { id, .. } => return Ok(Receipt { success: true, process_id: id, duplicate: Some(true), scope }),
+        Claimed::InProgress { until } => {
+            return Err(Error::new(Code::IdempotencyInProgress, "the first publish with this idempotency key is still under way")
+                .detail("until", until)
+                .next("try again with the same key"));
+        }
+        Claimed::Conflict => {
+            return Err(Error::new(Code::IdempotencyConflict, "this idempotency key came with another payload before")
+                .field("idempotencyKey")
+                .next("use one key for one payload"));
+        }
+    };
+    headers.set(header::IDEMPOTENCY_KEY, idempotency_key.clone());
+    let outgoing = Outgoing { id, shard: route.shard_of(key.as_ref()), key, headers, payload };
+    let sent = match due {
+        Some(due) => wait(route, outgoing, due, now).await.map(drop),
+        None => {
+            let mark = Box::new(Mark { idempotency_key: Some(idempotency_key.into()), replay_of, ..Mark::default() });
+            route.sender.send(outgoing, now, since, since + timeout, Some(mark)).await.map(drop)
+        }
+    };
+    match sent {
+        Ok(()) => {
+            // If this is lost, the claim runs out and the next try sends again with the same id.
+            if let Err(error) = store.idempotency_sent(&[(scoped, id)]).await {
+                tracing::warn!(%error, "a confirmed idempotent publish could not be noted");
+            }
+            Ok(Receipt { success: true, process_id: id, duplicate: Some(false), scope })
+        }
+        Err(error) => {
+            let unsent = error.details().get("ambiguous").and_then(serde_json::Value::as_bool) == Some(false);
+            if unsent {
+                let _ = store.idempotency_abandon(&scoped, id, &route.process).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Claims the key; waits for a first publish that is still under way, up to the deadline.
+async fn claim_key(store: &dyn Store, claim: IdempotencyClaim, deadline: Instant) -> Result<Claimed> {
+    let mut pause = Duration::from_millis(5);
+    loop {
+        let claimed =
+            store.idempotency_claim(vec![claim.clone()]).await?.pop().ok_or_else(|| Error::store("the store gave no answer to a claim"))?;
+        if !matches!(claimed, Claimed::InProgress { .. }) || Instant::now() + pause > deadline {
+            return Ok(claimed);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(250));
+    }
+}
+
+/// Checks a message against what the topic and the provider take.
+fn admit(route: &Route, payload: &Bytes, options: &ProduceOptions, now: Millis) -> Result<()> {
+    let size = payload.len() + options.key.as_ref().map_or(0, Bytes::len) + options.headers.size();
+    let most = route.capabilities.max_message_bytes;
+    if size > most {
+        return Err(Error::new(Code::PayloadTooLarge, format!("the message has {size} bytes; {} takes {most}", route.filed.provider))
+            .field("message")
+            .detail("bytes", size)
+            .detail("limit", most)
+            .next("send a reference to the data instead, or raise the limit of the broker"));
+    }
+    if options.key.as_ref().is_some_and(|key| key.len() > KEY_MOST) {
+        return Err(Error::input("key", format!("`key` has more than {KEY_MOST} bytes")));
+    }
+    if !options.trusted
+        && let Some((name, _)) = options.headers.iter().find(|(name, _)| name.starts_with(header::PREFIX) || name.is_empty())
+    {
+        return Err(Error::input(
+            "headers",
+            format!("a header may not be called '{name}': empty names and names starting with '{}' are taken", header::PREFIX),
+        ));
+    }
+    if let Some(key) = &options.idempotency_key
+        && (key.is_empty() || key.len() > IDEMPOTENCY_KEY_MOST)
+    {
+        return Err(Error::input("idempotencyKey", format!("`idempotencyKey` must have 1 to {IDEMPOTENCY_KEY_MOST} bytes")));
+    }
+    if options.delay.is_some() && options.deliver_at.is_some() {
+        return Err(Error::input("delay", "`delay` and `deliverAt` exclude each other"));
+    }
+    if options.expires_at.is_some_and(|expires| expires <= now) {
+        return Err(Error::input("expiresAt", "`expiresAt` lies in the past"));
+    }
+    Ok(())
+}
+
+/// Puts a delayed publish into the lot; it is produced when it is due.
+async fn wait(route: &Arc<Route>, outgoing: Outgoing, due_at: Millis, now: Millis) -> Result<Receipt> {
+    let id = outgoing.id;
+    let entry = LotEntry {
+        seq: 0,
+        state: LotState::Publish,
+        address: route.filed.address.clone(),
+        group: "".into(),
+        chain: None,
+        due_at,
+        attempts: 0,
+        reason: None,
+        error: None,
+        died_at: None,
+        job: None,
+        message: LotMessage {
+            id,
+            key: outgoing.key,
+            headers: outgoing.headers,
+            payload: outgoing.payload,
+            produced_at: now,
+            position: crate::delivery::Position::default(),
+        },
+    };
+    match &route.delays {
+        Some(lot) => lot.put(vec![entry]).await?,
+        None => route.store.lot_put(vec![entry]).await?,
+    }
+    route.delayed.notify_one();
+    Ok(Receipt { scope: route.delays.is_none().then(|| route.store.scope()), ..Receipt::of(id) })
+}
+
+/// Payloads are compared in RFC 8785 form, so that the order of fields and white space do not matter.
+pub(crate) fn hash(payload: &[u8]) -> [u8; 32] {
+    let canonical =
+        serde_json::from_slice::<serde_json::Value>(payload).ok().and_then(|value| serde_json_canonicalizer::to_vec(&value).ok());
+    Sha256::digest(canonical.as_deref().unwrap_or(payload)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_are_compared_by_meaning() {
+        assert_eq!(hash(br#"{"a":1,"b":[1.0]}"#), hash(br#"{ "b": [1], "a": 1 }"#));
+        assert_ne!(hash(br#"{"a":1}"#), hash(br#"{"a":2}"#));
+        assert_eq!(hash(b"\xff\x00"), hash(b"\xff\x00"));
+    }
+}

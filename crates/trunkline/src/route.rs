@@ -1,0 +1,89 @@
+//! A route: one topic in one env, opened. What a produce or a consume needs, found once and shared.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::capability::Capabilities;
+use crate::history::Filed;
+use crate::lot::topics::TopicLot;
+use crate::produce::sender::Sender;
+use crate::provider::{Provider, TopicSpec};
+use crate::store::Store;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) filed: Arc<Filed>,
+    pub(crate) provider: Arc<dyn Provider>,
+    pub(crate) topic: TopicSpec,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) sender: Sender,
+    /// This process, in claims and leases.
+    pub(crate) process: Arc<str>,
+    /// Told when a delayed publish was put.
+    pub(crate) delayed: Arc<Notify>,
+    /// Where delayed publishes wait, if not in the store.
+    pub(crate) delays: Option<Arc<TopicLot>>,
+    /// For the registry.
+    pub(crate) pulse: crate::background::Pulse,
+    /// The number of this configuration of the env.
+    pub(crate) epoch: u64,
+}
+
+impl Route {
+    /// Messages with a key go to the key's shard, the others are spread by the provider.
+    pub(crate) fn shard_of(&self, key: Option<&Bytes>) -> Option<u32> {
+        key.map(|key| shard_of(key, self.topic.shards))
+    }
+}
+
+/// `murmur2(key) mod n` as Kafka's Java client computes it, so that every producer agrees on the shard of a key.
+#[must_use]
+pub fn shard_of(key: &[u8], shards: u32) -> u32 {
+    (murmur2(key) & 0x7fff_ffff) % shards.max(1)
+}
+
+/// Murmur2 with the seed and the mixing of Kafka's `Utils.murmur2`.
+fn murmur2(data: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let mut h: u32 = 0x9747_b28c ^ (data.len() as u32);
+    let (words, rest) = data.as_chunks::<4>();
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
+        k ^= k >> 24;
+        h = h.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    if !rest.is_empty() {
+        for (at, byte) in rest.iter().enumerate() {
+            h ^= u32::from(*byte) << (8 * at);
+        }
+        h = h.wrapping_mul(M);
+    }
+    h ^= h >> 13;
+    h = h.wrapping_mul(M);
+    h ^ (h >> 15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The vectors of Kafka's own `UtilsTest.testMurmur2`.
+    #[test]
+    fn murmur2_agrees_with_kafka() {
+        let vectors: [(&str, i32); 6] = [
+            ("21", -973_932_308),
+            ("foobar", -790_332_482),
+            ("a-little-bit-long-string", -985_981_536),
+            ("a-little-bit-longer-string", -1_486_304_829),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            ("abc", 479_470_107),
+        ];
+        for (text, expected) in vectors {
+            assert_eq!(murmur2(text.as_bytes()) as i32, expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! [`Trunkline`]: opened once per process; everything else is reached from it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+
+use crate::catalog::Catalog;
+use crate::error::{Code, Error, Result};
+use crate::history::{History, Options as HistoryOptions};
+use crate::inner::{Inner, Parts};
+use crate::message::{Headers, Millis};
+use crate::produce::{ProduceOptions, Receipt, produce};
+use crate::route::Route;
+use crate::secret::Sealer;
+use crate::store::datadir::DataDir;
+use crate::store::sqlite::{Options as StoreOptions, SqliteStore};
+use crate::store::{Member, MemberRole, Store};
+
+/// An open instance. Cheap to clone; [`Trunkline::close`] ends it.
+///
+/// ```no_run
+/// # async fn doc() -> trunkline::Result<()> {
+/// let trunkline = trunkline::Trunkline::open(".trunkline").await?;
+/// let shop = trunkline.env("my-product", "prd");
+/// shop.produce("order-events:order-created", &serde_json::json!({ "orderId": "123" })).await?;
+/// trunkline.close(std::time::Duration::from_secs(30)).await;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Trunkline(pub(crate) Arc<Inner>);
+
+impl Trunkline {
+    /// How it shall be opened.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Opens a data directory, which is made if it is missing.
+    ///
+    /// # Errors
+    /// As [`Builder::open`].
+    pub async fn open(url: &str) -> Result<Trunkline> {
+        Trunkline::builder().url(url).open().await
+    }
+
+    /// An env of a product.
+    #[must_use]
+    pub fn env(&self, product: &str, env: &str) -> Env {
+        Env::new(self.0.clone(), product, env)
+    }
+
+    /// Products, brokers, topics and groups.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.0.catalog
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.0.store
+    }
+
+    /// The history.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.0.history
+    }
+
+    /// Live producers and consumers of all processes.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`.
+    pub async fn members(&self, role: Option<MemberRole>) -> Result<Vec<Member>> {
+        let members = self.0.store.members(None, Duration::from_secs(10)).await?;
+        Ok(members.into_iter().filter(|member| role.is_none_or(|role| role == member.role)).collect())
+    }
+
+    /// Drains consumers, sends what waits, writes the history, closes connections; at most `within` and a little.
+    pub async fn close(&self, within: Duration) {
+        self.0.close(within).await;
+    }
+}
+
+/// The host's name, for the registry.
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// How an instance is opened.
+#[derive(Debug, Clone, Default)]
+pub struct Builder {
+    url: Option<String>,
+    single_host: bool,
+    sdk: Option<String>,
+    lot_on_broker: bool,
+}
+
+impl Builder {
+    /// Where the data lies: `sqlite:DIR` or a plain directory (made if it is missing). By default `TRUNKLINE_URL`, else the
+    /// nearest `.trunkline` directory upward from the working directory.
+    #[must_use]
+    pub fn url(mut self, url: impl Into<String>) -> Self {
+        self.url = Some(url.into());
+        self
+    }
+
+    /// Says that this host is all there is: what a host store keeps may then carry order and waits of network brokers.
+    #[must_use]
+    pub fn single_host(mut self, yes: bool) -> Self {
+        self.single_host = yes;
+        self
+    }
+
+    /// Names the kind of program in the registry (`rust` by default).
+    #[must_use]
+    pub fn sdk(mut self, sdk: impl Into<String>) -> Self {
+        self.sdk = Some(sdk.into());
+        self
+    }
+
+    /// For tests only: puts the lot on the broker although the embedded broker is of this host.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn lot_on_broker(mut self, yes: bool) -> Self {
+        self.lot_on_broker = yes;
+        self
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`: there is no data directory (`trunkline init` makes one), it is damaged, newer or read-only.
+    pub async fn open(self) -> Result<Trunkline> {
+        let directory = DataDir::find(self.url.as_deref())?;
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path(), StoreOptions::default())?);
+        let sealer = Arc::new(Sealer::new(&directory.master_key()?));
+        let catalog = Catalog::open(store.clone(), sealer).await?;
+        let history = History::open(&directory.path().join("history"), HistoryOptions::default())?;
+        let recorder = history.recorder()?;
+        let inner = Inner::new(Parts {
+            store,
+            catalog,
+            history,
+            recorder,
+            directory: directory.path().to_owned(),
+            single_host: self.single_host,
+            lot_on_broker: self.lot_on_broker,
+            sdk: self.sdk.unwrap_or_else(|| "rust".into()),
+            host: host_name(),
+        });
+        inner.start_background();
+        Ok(Trunkline(inner))
+    }
+}
+
+/// A product's env: where messages are produced and consumed.
+#[derive(Clone)]
+pub struct Env {
+    inner: Arc<Inner>,
+    product: Arc<str>,
+    slug: Arc<str>,
+    /// Routes this handle has used, so that a produce looks up one map by the event's text.
+    routes: Arc<parking_lot::RwLock<(u64, HashMap<String, Arc<Route>>)>>,
+}
+
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Env({}/{})", self.product, self.slug)
+    }
+}
+
+impl Env {
+    pub(crate) fn new(inner: Arc<Inner>, product: &str, env: &str) -> Self {
+        Env { inner, product: product.into(), slug: env.into(), routes: Arc::default() }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
+    /// The product's tag.
+    #[must_use]
+    pub fn product_tag(&self) -> &str {
+        &self.product
+    }
+
+    /// The env's slug.
+    #[must_use]
+    pub fn slug(&self) -> &str {
+        &self.slug
+    }
+
+    /// The open route of an event.
+    pub(crate) async fn route(&self, event: &str) -> Result<Arc<Route>> {
+        let version = self.inner.routes_version();
+        {
+            let known = self.routes.read();
+            if known.0 == version
+                && let Some(route) = known.1.get(event)
+            {
+                return Ok(route.clone());
+            }
+        }
+        let route = self.inner.route(&self.product, &self.slug, event).await?;
+        let mut known = self.routes.write();
+        if known.0 != version {
+            *known = (version, HashMap::new());
+        }
+        known.1.insert(event.to_owned(), route.clone());
+        Ok(route)
+    }
+
+    /// Produces a message: await the result for the confirm.
+    ///
+    /// ```no_run
+    /// # async fn doc(shop: trunkline::Env) -> trunkline::Result<()> {
+    /// let receipt = shop.produce("order-events:order-created", &serde_json::json!({ "orderId": "123" })).key("123").await?;
+    /// println!("{}", receipt.process_id);
+    /// # Ok(()) }
+    /// ```
+    pub fn produce<T: Serialize + ?Sized>(&self, event: &str, payload: &T) -> Produce<'_> {
+        let payload = serde_json::to_vec(payload)
+            .map(Bytes::from)
+            .map_err(|error| Error::new(Code::PayloadInvalid, format!("the payload cannot be written as JSON: {error}")).field("message"));
+        Produce { env: self, event: event.to_owned(), payload, options: ProduceOptions::default() }
+    }
+
+    /// Produces bytes as they are.
+    pub fn produce_raw(&self, event: &str, payload: impl Into<Bytes>) -> Produce<'_> {
+        Produce { env: self, event: event.to_owned(), payload: Ok(payload.into()), options: ProduceOptions::default() }
+    }
+
+    /// Produces many messages of one event at once; a result for each, in order.
+    pub async fn produce_batch(&self, event: &str, messages: Vec<(Bytes, ProduceOptions)>) -> Result<Vec<Result<Receipt>>> {
+        let route = self.route(event).await?;
+        Ok(futures_util::future::join_all(messages.into_iter().map(|(payload, options)| produce(&route, payload, options))).await)
+    }
+}
+
+/// A produce being described. Awaiting it sends the message and waits for the confirm.
+#[derive(Debug)]
+#[must_use = "a produce sends when it is awaited"]
+pub struct Produce<'a> {
+    env: &'a Env,
+    event: String,
+    payload: Result<Bytes>,
+    options: ProduceOptions,
+}
+
+impl<'a> Produce<'a> {
+    /// Sets all options at once.
+    pub fn options(mut self, options: ProduceOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// The key: messages of one key keep their order on ordered topics.
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.options.key = Some(Bytes::from(key.into()));
+        self
+    }
+
+    /// Adds a header.
+    pub fn header(mut self, name: &str, value: impl Into<Bytes>) -> Self {
+        self.options.headers.push(name, value);
+        self
+    }
+
+    /// Replaces all headers.
+    pub fn headers(mut self, headers: Headers) -> Self {
+        self.options.headers = headers;
+        self
+    }
+
+    /// Published once within the window (24 h), however often it is tried.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.options.idempotency_key = Some(key.into());
+        self
+    }
+
+    /// How long the idempotency key is remembered.
+    pub fn window(mut self, window: Duration) -> Self {
+        self.options.window = Some(window);
+        self
+    }
+
+    /// Not to be handed out before this long.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.options.delay = Some(delay);
+        self
+    }
+
+    /// Not to be handed out before this time (ms since 1970).
+    pub fn deliver_at(mut self, at: Millis) -> Self {
+        self.options.deliver_at = Some(at);
+        self
+    }
+
+    /// Not to be handled after this time (ms since 1970).
+    pub fn expires_at(mut self, at: Millis) -> Self {
+        self.options.expires_at = Some(at);
+        self
+    }
+
+    /// Confirmed within this, or failed (default 30 s).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = Some(timeout);
+        self
+    }
+}
+
+impl<'a> IntoFuture for Produce<'a> {
+    type Output = Result<Receipt>;
+    type IntoFuture = BoxFuture<'a, Result<Receipt>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let route = self.env.route(&self.event).await?;
+            produce(&route, self.payload?, self.options).await
+        })
+    }
+}
