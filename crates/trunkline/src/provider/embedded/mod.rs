@@ -112,7 +112,12 @@ impl Embedded {
     pub fn with_disk(disk: Arc<dyn disk::Disk>, mut options: Options) -> Result<Self> {
         options.max_payload = options.max_payload.min(1 << 30);
         let dir = options.dir.clone();
-        disk.make_dir(&dir.join("topics")).map_err(|e| error::disk(&e, "cannot create", &dir))?;
+        let made = disk.make_dir(&dir.join("topics")).and_then(|()| disk.sync_dir(&dir));
+        made.map_err(|e| error::disk(&e, "cannot create", &dir))?;
+        // The name of the directory has to survive as well; one above that may not be opened is older than this.
+        if let Some(above) = dir.parent() {
+            let _ = disk.sync_dir(if above.as_os_str().is_empty() { Path::new(".") } else { above });
+        }
         let bell = disk.page(&dir.join("bell"), disk::page_bytes(0)).map_err(|e| error::disk(&e, "cannot map", &dir))?;
         let durability = match options.fsync {
             _ if disk.volatile() => Durability::Memory,
