@@ -1,6 +1,5 @@
 //! The members of the groups: consumers that handle, fail as the script says, and write down what they saw.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,7 +7,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use trunkline::consume::handler::{Context, Raw};
 use trunkline::policy::Schedule;
-use trunkline::{Consumer, Env, Error, Result, Trunkline};
+use trunkline::consumer::Consumer;
+use trunkline::{Env, Result, Trunkline};
 
 use crate::demo::evidence::{Clock, Ended, Run};
 use crate::demo::script::Script;
@@ -77,13 +77,12 @@ pub(crate) struct Members {
 impl Members {
     /// Starts all members, turn by turn on these instances; live when it returns.
     pub(crate) async fn start(homes: &[Trunkline], script: &Arc<Script>, book: &Arc<Notebook>) -> Result<Self> {
-        let envs = homes.iter().map(stage::env).collect::<Result<Vec<Env>>>()?;
-        let mut envs = envs.iter().cycle();
+        let mut envs = homes.iter().map(stage::env).cycle();
         let mut consumers = Vec::new();
         for (at, group) in GROUPS.iter().enumerate() {
             for member in 0..group.members {
                 let Some(env) = envs.next() else { break };
-                consumers.push(member_of(env, at, member, script.clone(), book.clone()).await?);
+                consumers.push(member_of(&env, at, member, script.clone(), book.clone()).await?);
             }
         }
         Ok(Members { consumers })
