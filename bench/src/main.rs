@@ -1,1 +1,43 @@
-fn main() {}
+//! The raw client beside Trunkline, on the same machine in the same run.
+//!
+//! `cargo run --release -p trunkline-bench -- embedded` prints a table with ratios; `--json` prints one line per cell.
+//! No number here is a promise and no test asserts one: they are for reading, and for comparing two runs.
+
+mod cell;
+mod counters;
+mod embedded;
+mod load;
+mod raw;
+mod worker;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: counters::Counting = counters::Counting;
+
+#[derive(Parser)]
+#[command(about = "Measures Trunkline beside the raw client")]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The embedded broker beside a bare group-commit log.
+    Embedded(embedded::Args),
+    /// One process of a cell with several (started by the bench itself).
+    #[command(hide = true)]
+    Worker(worker::Args),
+}
+
+fn main() {
+    let result = match Cli::parse().what {
+        What::Embedded(args) => embedded::run(&args),
+        What::Worker(args) => worker::run(&args),
+    };
+    if let Err(error) = result {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}

@@ -8,13 +8,18 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::consume::engine::Engine;
+use crate::consume::engine::{Dedupe, DeadLetterCopy, Engine, Options, Parts};
 use crate::consume::handler::{Batched, BatchVerdict, Context, FromPayload, Handler, IntoVerdict, Item, Single, Verdict};
 use crate::consume::state::State;
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
-use crate::policy::Schedule;
-use crate::provider::Start;
+use crate::lot::Lot;
+use crate::lot::store::StoreLot;
+use crate::lot::topics::TopicLot;
+use crate::message::{MessageId, header};
+use crate::policy::{LotPlace, Schedule};
+use crate::produce::{ProduceOptions, produce};
+use crate::provider::{GroupSpec, Prefetch, Start};
 use crate::trunkline::Env;
 
 /// How a consume works; what is not set comes from the topic's defaults, then from the documented ones.
@@ -309,5 +314,120 @@ impl Env {
             .options(options)
             .await?;
         Ok(Stream { consumer, messages })
+    }
+}
+
+impl Env {
+    pub(crate) async fn start_consumer<H: Handler>(&self, event: &str, options: ConsumeOptions, handler: H) -> Result<Consumer> {
+        let inner = self.inner();
+        let route = self.route(event).await?;
+        let entry = inner.catalog.route(self.product_tag(), self.slug(), &route.filed.address.event)?;
+        let defaults = &entry.topic.defaults;
+        let group: Arc<str> = options.group.as_deref().map_or_else(|| entry.default_group.clone(), Into::into);
+        let physical = inner.catalog.group_name(&entry, &group);
+        let ordered = route.topic.ordered && !options.unordered;
+        let schedule = options.retry.or_else(|| defaults.retry.clone().map(Into::into)).unwrap_or_default();
+        let place = inner.plan(&entry, &schedule, ordered, &route.capabilities)?;
+        let start = match options.from {
+            Some(start) if start != Start::Latest && !route.capabilities.keeps_messages => {
+                return Err(Error::new(
+                    Code::CapabilityUnsupported,
+                    format!("{} keeps no messages: a new group can only start with what comes", route.filed.provider),
+                )
+                .field("from")
+                .next("leave out `from`"));
+            }
+            Some(start) => start,
+            None if route.capabilities.keeps_messages => Start::Earliest,
+            None => Start::Latest,
+        };
+        inner.catalog.know_group(&entry, &group).await?;
+        let lot: Arc<dyn Lot> = match place {
+            LotPlace::Store => Arc::new(StoreLot::new(inner.store.clone(), route.filed.address.clone(), group.clone())),
+            LotPlace::Topics => Arc::new(TopicLot::of_group(
+                route.provider.clone(),
+                &route.topic,
+                route.filed.address.clone(),
+                group.clone(),
+                inner.store.clone(),
+            )),
+        };
+        let window = options.dedupe.or_else(|| defaults.dedupe.as_ref().and_then(|dedupe| dedupe.window()));
+        let dedupe = window.map(|window| Dedupe {
+            scope: format!("{}/{group}", route.filed.address),
+            window,
+            open_on_failure: !options.dedupe_closed,
+        });
+        let dead_letter = options.dead_letter.or_else(|| defaults.dead_letter.as_ref().map(ToString::to_string));
+        let copy = match dead_letter {
+            Some(event) => Some(self.dead_letter_copy(&event).await?),
+            None => None,
+        };
+        let concurrency = options.concurrency.or(defaults.concurrency.map(|n| n as usize)).unwrap_or(16);
+        let count = options.prefetch.unwrap_or(1_000).max(concurrency);
+        let parts = Parts {
+            provider: route.provider.clone(),
+            topic: route.topic.clone(),
+            group_spec: GroupSpec { name: physical, start },
+            group: group.clone(),
+            member: MessageId::now().to_string().into(),
+            filed: route.filed.clone(),
+            store: inner.store.clone(),
+            lot,
+            recorder: inner.recorder(),
+            dedupe,
+            dead_letter_copy: copy,
+            route_epoch: entry.epoch,
+            options: Options {
+                concurrency,
+                schedule,
+                timeout: options.timeout.or(defaults.timeout).unwrap_or(Duration::from_secs(30)),
+                grace: options.grace.unwrap_or(Duration::from_secs(30)),
+                breaker: options.breaker.unwrap_or(true),
+                ordered,
+                prefetch: Prefetch { count, bytes: options.prefetch_bytes.unwrap_or(64 << 20) },
+                waits_per_second: options.waits_per_second.unwrap_or(500.0),
+            },
+        };
+        let engine = Engine::start(parts, handler).await.map_err(subscribe_failed)?;
+        if inner.catalog.is_group_paused(&entry, &group) {
+            engine.set_paused(true);
+        }
+        inner.engines.lock().push(Arc::downgrade(&engine));
+        Ok(Consumer { engine, event: route.filed.address.event.clone() })
+    }
+
+    /// Produces a copy of each dead letter to another event, before the original is acked.
+    async fn dead_letter_copy(&self, event: &str) -> Result<DeadLetterCopy> {
+        let route = self.route(event).await?;
+        Ok(Arc::new(move |entries| {
+            let route = route.clone();
+            Box::pin(async move {
+                let copies = entries.into_iter().map(|entry| {
+                    let mut headers = entry.message.headers.clone();
+                    headers.set(header::REASON, entry.reason.unwrap_or_default());
+                    headers.set(header::ATTEMPT, entry.attempts.to_string());
+                    if let Some(error) = entry.error {
+                        headers.set(header::ERROR, error);
+                    }
+                    // Derived, so that a copy made twice is recognised.
+                    let id = MessageId::derived(entry.message.id.millis(), &[entry.message.id.as_bytes(), entry.group.as_bytes(), b"dead"]);
+                    let options = ProduceOptions { key: entry.message.key, headers, id: Some(id), trusted: true, ..ProduceOptions::default() };
+                    let route = route.clone();
+                    async move { produce(&route, entry.message.payload, options).await }
+                });
+                futures_util::future::try_join_all(copies).await.map(drop)
+            })
+        }))
+    }
+}
+
+/// What a subscription fails with, where the provider is not more precise.
+fn subscribe_failed(error: Error) -> Error {
+    match error.code() {
+        Code::ConnectionFailed | Code::Timeout | Code::PublishFailed => {
+            Error::new(Code::SubscribeFailed, error.message().to_owned()).detail("cause", error.code().as_str())
+        }
+        _ => error,
     }
 }

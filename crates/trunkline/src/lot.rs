@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::store::{LotEntry, LotSettle};
 
 pub mod store;
+pub mod topics;
 
 /// Names an entry to the feed that handed it out.
 pub type LotHandle = u64;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Code, Error, Result};
+use crate::lot::Lot as _;
 use crate::message::{Headers, MessageId, Millis, header, millis, now_ms};
 use crate::produce::sender::Mark;
 use crate::provider::Outgoing;
@@ -222,9 +223,12 @@ async fn wait(route: &Arc<Route>, outgoing: Outgoing, due_at: Millis, now: Milli
             position: crate::delivery::Position::default(),
         },
     };
-    route.store.lot_put(vec![entry]).await?;
+    match &route.delays {
+        Some(lot) => lot.put(vec![entry]).await?,
+        None => route.store.lot_put(vec![entry]).await?,
+    }
     route.delayed.notify_one();
-    Ok(Receipt { scope: Some(route.store.scope()), ..Receipt::of(id) })
+    Ok(Receipt { scope: route.delays.is_none().then(|| route.store.scope()), ..Receipt::of(id) })
 }
 
 /// Payloads are compared in RFC 8785 form, so that the order of fields and white space do not matter.

@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 
 use crate::capability::Capabilities;
 use crate::history::Filed;
+use crate::lot::topics::TopicLot;
 use crate::produce::sender::Sender;
 use crate::provider::{Provider, TopicSpec};
 use crate::store::Store;
@@ -24,6 +25,10 @@ pub(crate) struct Route {
     pub(crate) process: Arc<str>,
     /// Told when a delayed publish was put.
     pub(crate) delayed: Arc<Notify>,
+    /// Where delayed publishes wait, if not in the store.
+    pub(crate) delays: Option<Arc<TopicLot>>,
+    /// For the registry.
+    pub(crate) pulse: crate::background::Pulse,
     /// The number of this configuration of the env.
     pub(crate) epoch: u64,
 }

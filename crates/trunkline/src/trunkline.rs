@@ -4,20 +4,87 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::IntoFuture;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use crate::catalog::Catalog;
 use crate::error::{Code, Error, Result};
-use crate::message::{Headers, MessageId, Millis};
+use crate::history::History;
+use crate::inner::{Inner, Parts};
+use crate::message::{Headers, Millis};
 use crate::produce::{ProduceOptions, Receipt, produce};
 use crate::route::Route;
+use crate::store::{Member, MemberRole, Store};
+
+/// An open instance. Cheap to clone; [`Trunkline::close`] ends it.
+///
+/// ```no_run
+/// # async fn doc() -> trunkline::Result<()> {
+/// let trunkline = trunkline::Trunkline::open(".trunkline").await?;
+/// let shop = trunkline.env("my-product", "prd");
+/// shop.produce("order-events:order-created", &serde_json::json!({ "orderId": "123" })).await?;
+/// trunkline.close(std::time::Duration::from_secs(30)).await;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Trunkline(pub(crate) Arc<Inner>);
+
+impl Trunkline {
+    /// How it shall be opened.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Opens a data directory, which is made if it is missing.
+    ///
+    /// # Errors
+    /// As [`Builder::open`].
+    pub async fn open(url: &str) -> Result<Trunkline> {
+        Trunkline::builder().url(url).open().await
+    }
+
+    /// An env of a product.
+    #[must_use]
+    pub fn env(&self, product: &str, env: &str) -> Env {
+        Env::new(self.0.clone(), product, env)
+    }
+
+    /// Products, brokers, topics and groups.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.0.catalog
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.0.store
+    }
+
+    /// The history.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.0.history
+    }
+
+    /// Live producers and consumers of all processes.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`.
+    pub async fn members(&self, role: Option<MemberRole>) -> Result<Vec<Member>> {
+        let members = self.0.store.members(None, Duration::from_secs(10)).await?;
+        Ok(members.into_iter().filter(|member| role.is_none_or(|role| role == member.role)).collect())
+    }
+
+    /// Drains consumers, sends what waits, writes the history, closes connections; at most `within` and a little.
+    pub async fn close(&self, within: Duration) {
+        self.0.close(within).await;
+    }
+}
 
 /// How an instance is opened.
 #[derive(Debug, Clone, Default)]
@@ -26,7 +93,6 @@ pub struct Builder {
     single_host: bool,
     sdk: Option<String>,
     lot_on_broker: bool,
-    background: bool,
 }
 
 impl Builder {
@@ -65,7 +131,23 @@ impl Builder {
     /// # Errors
     /// `STORE_FAILED`: there is no data directory (`trunkline init` makes one), it is damaged, newer or read-only.
     pub async fn open(self) -> Result<Trunkline> {
-        Trunkline::open_with(self).await
+        let directory = DataDir::find(self.url.as_deref())?;
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path(), StoreOptions::default())?);
+        let sealer = Arc::new(directory.sealer()?);
+        let catalog = Catalog::open(store.clone(), sealer).await?;
+        let history = History::open(&directory.path().join("history"), HistoryOptions::default())?;
+        let inner = Inner::new(Parts {
+            store,
+            catalog,
+            history,
+            directory: directory.path().to_owned(),
+            single_host: self.single_host,
+            lot_on_broker: self.lot_on_broker,
+            sdk: self.sdk.unwrap_or_else(|| "rust".into()),
+            host: directory.host(),
+        });
+        inner.start_background();
+        Ok(Trunkline(inner))
     }
 }
 
@@ -86,6 +168,10 @@ impl fmt::Debug for Env {
 }
 
 impl Env {
+    pub(crate) fn new(inner: Arc<Inner>, product: &str, env: &str) -> Self {
+        Env { inner, product: product.into(), slug: env.into(), routes: Arc::default() }
+    }
+
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }

@@ -70,6 +70,7 @@ pub(crate) struct Parts {
     pub(crate) recorder: Recorder,
     pub(crate) dedupe: Option<Dedupe>,
     pub(crate) dead_letter_copy: Option<DeadLetterCopy>,
+    pub(crate) route_epoch: u64,
     pub(crate) options: Options,
 }
 
@@ -86,6 +87,8 @@ pub(crate) struct Engine {
     pub(crate) recorder: Recorder,
     pub(crate) dedupe: Option<Dedupe>,
     pub(crate) dead_letter_copy: Option<DeadLetterCopy>,
+    pub(crate) route_epoch: u64,
+    pub(crate) pulse: crate::background::Pulse,
     pub(crate) options: Options,
     pub(crate) lanes: Mutex<Lanes>,
     pub(crate) work: Notify,
@@ -119,7 +122,7 @@ impl fmt::Debug for Engine {
 impl Engine {
     /// Subscribes and starts working. Live when it returns.
     pub(crate) async fn start<H: Handler>(parts: Parts, handler: H) -> Result<Arc<Engine>> {
-        let Parts { provider, topic, group_spec, group, member, filed, store, lot, recorder, dedupe, dead_letter_copy, options } = parts;
+        let Parts { provider, topic, group_spec, group, member, filed, store, lot, recorder, dedupe, dead_letter_copy, route_epoch, options } = parts;
         let concurrency = options.concurrency.max(1);
         let engine = Arc::new(Engine {
             lanes: Mutex::new(Lanes::new(concurrency, Breaker::new(options.breaker))),
@@ -134,6 +137,8 @@ impl Engine {
             recorder,
             dedupe,
             dead_letter_copy,
+            route_epoch,
+            pulse: crate::background::Pulse::default(),
             options,
             work: Notify::new(),
             finished: Mutex::new(Vec::new()),
@@ -654,6 +659,19 @@ impl Engine {
         let subscription = self.subscription.lock().0.take();
         if let Some(subscription) = subscription {
             subscription.close(Instant::now() + left.min(Duration::from_secs(5))).await;
+        }
+        self.set_state(State::Closed);
+    }
+}
+
+impl Engine {
+    /// Stops at once: nothing is settled any more, what is in hand is handed out again when its lease ends.
+    pub(crate) fn abandon(&self) {
+        self.stop.cancel();
+        self.give_up.cancel();
+        self.settle_end.cancel();
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
         }
         self.set_state(State::Closed);
     }

@@ -475,8 +475,9 @@ pub trait Store: Send + Sync + Debug {
     /// Notes that the message was confirmed.
     async fn idempotency_sent(&self, keys: &[(String, MessageId)]) -> Result<()>;
 
-    /// Gives a claim back whose message was certainly not sent.
-    async fn idempotency_abandon(&self, key: &str, id: MessageId) -> Result<()>;
+    /// Gives a claim back whose message was certainly not sent, if it is still the owner's. Where the claim had been taken
+    /// over from an owner that died, the id stays for the next claim: that owner may have sent it.
+    async fn idempotency_abandon(&self, key: &str, id: MessageId, owner: &str) -> Result<()>;
 
     /// What is known of a key.
     async fn idempotency_get(&self, key: &str) -> Result<Option<IdempotencyState>>;

@@ -1,1 +1,371 @@
 //! The store in a data directory: one SQLite file that several processes of one host share.
+//!
+//! Calls send a piece of work to the thread that writes, or to one of those that read, and wait for its answer; no
+//! call blocks the runtime. [`writer`] has the group commit, [`schema`] the tables, and a file each the parts of the
+//! contract.
+
+mod catalog;
+mod db;
+mod errors;
+#[cfg(target_os = "linux")]
+mod filesystem;
+mod idempotency;
+mod jobs;
+mod lot;
+mod open;
+mod registry;
+mod schema;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt::{self, Debug};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use self::db::Db;
+use self::writer::Job as Work;
+use super::{
+    Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
+    LotFilter, LotSettle, Member, Scope, Store,
+};
+use crate::error::{Code, Error, Result};
+use crate::message::{MessageId, Millis, now_ms};
+
+/// Rows that one step of [`Store::sweep`] removes, so that other writers get their turn in between.
+const SWEEP_ROWS: usize = 5_000;
+
+/// Where a store takes the time from.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Millis + Send + Sync>);
+
+impl Clock {
+    /// A clock of its own, for tests.
+    pub fn new(now: impl Fn() -> Millis + Send + Sync + 'static) -> Self {
+        Clock(Arc::new(now))
+    }
+
+    fn now(&self) -> Millis {
+        (self.0)()
+    }
+}
+
+impl Default for Clock {
+    /// The wall clock of this host.
+    fn default() -> Self {
+        Clock::new(now_ms)
+    }
+}
+
+impl Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+/// How a [`SqliteStore`] works.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long a write waits for other processes before it is `STORE_FAILED` with reason `busy`. Default: 5 s.
+    pub busy_timeout: Duration,
+    /// How many threads read. Default: 2.
+    pub readers: usize,
+    /// How many calls may wait for a thread before more callers are held back. Default: 4,096.
+    pub queue: usize,
+    /// The clock. Default: the host's.
+    pub clock: Clock,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { busy_timeout: Duration::from_secs(5), readers: 2, queue: 4096, clock: Clock::default() }
+    }
+}
+
+/// The store in a data directory. Dropping it ends its threads after what they were given is done.
+pub struct SqliteStore {
+    path: PathBuf,
+    clock: Clock,
+    queues: Mutex<Option<Queues>>,
+    ended: tokio::sync::Mutex<Vec<oneshot::Receiver<()>>>,
+}
+
+#[derive(Clone)]
+struct Queues {
+    write: mpsc::Sender<Box<dyn Work>>,
+    read: mpsc::Sender<Box<dyn Work>>,
+}
+
+impl SqliteStore {
+    /// Opens the store in `dir`, which must exist; the file in it is created or brought up to date.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`; `details.reason` is `missing`, `read_only`, `newer`, `damaged`, `network_filesystem`, `busy`,
+    /// `disk_full`, `io` or `cannot_open`. What cannot be opened is not changed.
+    pub fn open(dir: &Path, options: Options) -> Result<SqliteStore> {
+        Self::open_file(dir, options).map_err(|error| located(error, dir))
+    }
+
+    fn open_file(dir: &Path, options: Options) -> Result<SqliteStore> {
+        let path = open::inspect(dir)?;
+        let Options { busy_timeout, readers, queue, clock } = options;
+        let (write, jobs) = mpsc::channel(queue.max(1));
+        let db = Db::new(open::writer(&path, busy_timeout)?, clock.clone());
+        let mut ended = vec![spawn("trunkline-write", move || writer::write_loop(db, jobs, busy_timeout))?];
+        let (read, jobs) = mpsc::channel(queue.max(1));
+        let jobs = Arc::new(Mutex::new(jobs));
+        for _ in 0..readers.max(1) {
+            let (db, jobs) = (Db::new(open::reader(&path, busy_timeout)?, clock.clone()), jobs.clone());
+            ended.push(spawn("trunkline-read", move || writer::read_loop(db, jobs))?);
+        }
+        Ok(SqliteStore { path, clock, queues: Mutex::new(Some(Queues { write, read })), ended: tokio::sync::Mutex::new(ended) })
+    }
+
+    /// Runs `work` in the next write transaction; it is durable when this returns.
+    async fn write<T: Send + 'static>(&self, rows: usize, work: impl FnOnce(&Db) -> Result<T> + Send + 'static) -> Result<T> {
+        let queue = self.queues.lock().as_ref().map(|queues| queues.write.clone());
+        self.call(queue, rows, work).await
+    }
+
+    /// Runs `work` in a read transaction.
+    async fn read<T: Send + 'static>(&self, work: impl FnOnce(&Db) -> Result<T> + Send + 'static) -> Result<T> {
+        let queue = self.queues.lock().as_ref().map(|queues| queues.read.clone());
+        self.call(queue, 1, work).await
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        queue: Option<mpsc::Sender<Box<dyn Work>>>,
+        rows: usize,
+        work: impl FnOnce(&Db) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let closed = || Error::new(Code::Closed, "the store is closed");
+        let (job, answer) = writer::job(rows, work);
+        queue.ok_or_else(closed)?.send(job).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?.map_err(|error| located(error, self.path.parent().unwrap_or(&self.path)))
+    }
+}
+
+/// Says which data directory failed.
+fn located(error: Error, dir: &Path) -> Error {
+    if error.code() == Code::StoreFailed { error.detail("path", dir.display().to_string()) } else { error }
+}
+
+/// Starts a thread; the receiver hears of its end.
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<oneshot::Receiver<()>> {
+    let (end, ended) = oneshot::channel::<()>();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            run();
+            drop(end);
+        })
+        .map_err(|error| Error::store(format!("a thread of the store cannot be started: {error}")).reason("memory").with_retryable(true))?;
+    Ok(ended)
+}
+
+impl Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn scope(&self) -> Scope {
+        Scope::Host
+    }
+
+    fn location(&self) -> String {
+        format!("sqlite:{}", self.path.parent().unwrap_or(&self.path).display())
+    }
+
+    fn now(&self) -> Millis {
+        self.clock.now()
+    }
+
+    async fn close(&self) {
+        drop(self.queues.lock().take());
+        // Held while waiting, so that a second call returns no earlier than the first.
+        let mut ended = self.ended.lock().await;
+        while let Some(thread) = ended.last_mut() {
+            let _ = thread.await;
+            ended.pop();
+        }
+    }
+
+    async fn probe(&self) -> Result<()> {
+        self.write(1, |db| db.run("write a probe", "UPDATE meta SET value = value + 1 WHERE name = 'probe'", []).map(drop)).await
+    }
+
+    async fn catalog_version(&self) -> Result<u64> {
+        self.read(catalog::version).await
+    }
+
+    async fn catalog(&self) -> Result<(u64, Vec<Doc>)> {
+        self.read(catalog::read).await
+    }
+
+    async fn catalog_write(&self, expected: u64, changes: Vec<DocChange>) -> Result<Option<u64>> {
+        self.write(changes.len(), move |db| catalog::write(db, expected, &changes)).await
+    }
+
+    async fn lot_put(&self, entries: Vec<LotEntry>) -> Result<()> {
+        self.write(entries.len(), move |db| lot::put(db, &entries)).await
+    }
+
+    async fn lot_claim(&self, claim: LotClaim<'_>) -> Result<Vec<LotEntry>> {
+        let (address, group, owner) = (claim.address.clone(), Arc::<str>::from(claim.group), claim.owner.to_owned());
+        let (shards, limit, lease) = (claim.shards.map(<[u32]>::to_vec), claim.limit, claim.lease);
+        self.write(limit, move |db| lot::claim(db, &address, &group, shards.as_deref(), limit, &owner, lease)).await
+    }
+
+    async fn lot_claim_publishes(&self, limit: usize, owner: &str, lease: Duration) -> Result<Vec<LotEntry>> {
+        let owner = owner.to_owned();
+        self.write(limit, move |db| lot::claim_publishes(db, limit, &owner, lease)).await
+    }
+
+    async fn lot_extend(&self, seqs: &[u64], owner: &str, lease: Duration) -> Result<Vec<bool>> {
+        let (seqs, owner) = (seqs.to_vec(), owner.to_owned());
+        self.write(seqs.len(), move |db| lot::extend(db, &seqs, &owner, lease)).await
+    }
+
+    async fn lot_settle(&self, owner: &str, items: Vec<(u64, LotSettle)>) -> Result<Vec<bool>> {
+        let owner = owner.to_owned();
+        self.write(items.len(), move |db| lot::settle(db, &owner, &items)).await
+    }
+
+    async fn lot_chains(&self, address: &Address, group: &str, shard: u32) -> Result<Vec<(u64, u64, u64)>> {
+        let (address, group) = (address.clone(), Arc::from(group));
+        self.read(move |db| lot::chains(db, &address, &group, shard)).await
+    }
+
+    async fn lot_counts(&self, address: &Address, group: Option<&str>) -> Result<LotCounts> {
+        let (address, group) = (address.clone(), group.map(str::to_owned));
+        self.read(move |db| lot::counts(db, &address, group.as_deref())).await
+    }
+
+    async fn lot_next_due(&self, of: Option<(&Address, &str)>) -> Result<Option<Millis>> {
+        let of = of.map(|(address, group)| (address.clone(), Arc::from(group)));
+        self.read(move |db| lot::next_due(db, of.as_ref().map(|(address, group)| (address, group)))).await
+    }
+
+    async fn lot_list(&self, filter: &LotFilter, limit: usize, offset: usize, newest_first: bool) -> Result<Vec<LotEntry>> {
+        let filter = filter.clone();
+        self.read(move |db| lot::list(db, &filter, limit, offset, newest_first)).await
+    }
+
+    async fn lot_count(&self, filter: &LotFilter) -> Result<u64> {
+        let filter = filter.clone();
+        self.read(move |db| lot::count(db, &filter)).await
+    }
+
+    async fn lot_groups(&self, filter: &LotFilter) -> Result<Vec<DeadGroup>> {
+        let filter = filter.clone();
+        self.read(move |db| lot::groups(db, &filter)).await
+    }
+
+    async fn lot_edit(&self, seq: u64, edit: LotEdit) -> Result<bool> {
+        self.write(1, move |db| lot::edit(db, seq, &edit)).await
+    }
+
+    async fn lot_discard(&self, seqs: &[u64]) -> Result<u64> {
+        let seqs = seqs.to_vec();
+        self.write(seqs.len(), move |db| lot::discard(db, &seqs)).await
+    }
+
+    async fn lot_revive(&self, job: &str, filter: &LotFilter, edit: Option<&LotEdit>, limit: usize) -> Result<Vec<LotEntry>> {
+        let (job, filter, edit) = (job.to_owned(), filter.clone(), edit.cloned());
+        self.write(limit, move |db| lot::revive(db, &job, &filter, edit.as_ref(), limit)).await
+    }
+
+    async fn idempotency_claim(&self, claims: Vec<IdempotencyClaim>) -> Result<Vec<Claimed>> {
+        self.write(claims.len(), move |db| idempotency::claim(db, &claims)).await
+    }
+
+    async fn idempotency_sent(&self, keys: &[(String, MessageId)]) -> Result<()> {
+        let keys = keys.to_vec();
+        self.write(keys.len(), move |db| idempotency::sent(db, &keys)).await
+    }
+
+    async fn idempotency_abandon(&self, key: &str, id: MessageId, owner: &str) -> Result<()> {
+        let (key, owner) = (key.to_owned(), owner.to_owned());
+        self.write(1, move |db| idempotency::abandon(db, &key, id, &owner)).await
+    }
+
+    async fn idempotency_get(&self, key: &str) -> Result<Option<IdempotencyState>> {
+        let key = key.to_owned();
+        self.read(move |db| idempotency::get(db, &key)).await
+    }
+
+    async fn dedupe_seen(&self, scope: &str, ids: &[MessageId]) -> Result<Vec<bool>> {
+        let (scope, ids) = (scope.to_owned(), ids.to_vec());
+        self.read(move |db| idempotency::seen(db, &scope, &ids)).await
+    }
+
+    async fn dedupe_done(&self, scope: &str, ids: &[MessageId], window: Duration) -> Result<()> {
+        let (scope, ids) = (scope.to_owned(), ids.to_vec());
+        self.write(ids.len(), move |db| idempotency::done(db, &scope, &ids, window)).await
+    }
+
+    async fn lease_take(&self, name: &str, owner: &str, ttl: Duration) -> Result<Option<u64>> {
+        let (name, owner) = (name.to_owned(), owner.to_owned());
+        self.write(1, move |db| registry::take(db, &name, &owner, ttl)).await
+    }
+
+    async fn lease_release(&self, name: &str, owner: &str) -> Result<()> {
+        let (name, owner) = (name.to_owned(), owner.to_owned());
+        self.write(1, move |db| registry::release(db, &name, &owner)).await
+    }
+
+    async fn members_report(&self, members: &[Member]) -> Result<()> {
+        let members = members.to_vec();
+        self.write(members.len(), move |db| registry::report(db, &members)).await
+    }
+
+    async fn members(&self, address: Option<&Address>, within: Duration) -> Result<Vec<Member>> {
+        let address = address.cloned();
+        self.read(move |db| registry::members(db, address.as_ref(), within)).await
+    }
+
+    async fn members_leave(&self, ids: &[String]) -> Result<()> {
+        let ids = ids.to_vec();
+        self.write(ids.len(), move |db| registry::leave(db, &ids)).await
+    }
+
+    async fn job_put(&self, job: &Job) -> Result<()> {
+        let job = job.clone();
+        self.write(1, move |db| jobs::put(db, &job)).await
+    }
+
+    async fn job_get(&self, id: &str) -> Result<Option<Job>> {
+        let id = id.to_owned();
+        self.read(move |db| jobs::get(db, &id)).await
+    }
+
+    async fn jobs(&self, product: &str) -> Result<Vec<Job>> {
+        let product = product.to_owned();
+        self.read(move |db| jobs::of_product(db, &product)).await
+    }
+
+    async fn sweep(&self) -> Result<u64> {
+        let mut sum = 0;
+        loop {
+            let step = self
+                .write(SWEEP_ROWS, |db| {
+                    Ok(idempotency::sweep(db, SWEEP_ROWS)? + registry::sweep(db, SWEEP_ROWS)? + jobs::sweep(db, SWEEP_ROWS)?)
+                })
+                .await?;
+            sum += step as u64;
+            if step < SWEEP_ROWS {
+                return Ok(sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The work behind: what every open process does now and then so that nobody has to.
+//!
+//! Delayed publishes that are due, the registry's heartbeats, catalogue changes by other processes, jobs that a dead
+//! process left, and the store's sweep. Work that one process at a time must do stands behind a lease row.
+
+use std::sync::Arc;
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::inner::Inner;
+use crate::lot::{Lot, LotFeed};
+use crate::message::now_ms;
+use crate::produce::{ProduceOptions, produce};
+use crate::route::Route;
+use crate::store::{LotEntry, LotSettle, Member, MemberRole};
+
+/// Changes by other processes are seen within this.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often live producers and consumers report.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How often the store forgets what its time is over for.
+const SWEEP: Duration = Duration::from_secs(60);
+/// A claimed publish that is not settled within this is claimed again.
+const CLAIM: Duration = Duration::from_secs(45);
+/// A failed publish is tried again after this.
+const AGAIN: Duration = Duration::from_secs(5);
+
+impl Inner {
+    /// Starts the work; it ends with the instance.
+    pub(crate) fn start_background(self: &Arc<Self>) {
+        let each = |every: Duration, work: fn(Arc<Inner>) -> futures_util::future::BoxFuture<'static, Result<()>>| {
+            let (weak, end) = (Arc::downgrade(self), self.end.clone());
+            self.tasks.spawn(async move {
+                loop {
+                    tokio::select! {
+                        () = tokio::time::sleep(every) => {}
+                        () = end.cancelled() => return,
+                    }
+                    let Some(inner) = weak.upgrade() else { return };
+                    if let Err(error) = work(inner).await {
+                        tracing::warn!(%error, "work behind failed; it is tried again");
+                    }
+                }
+            });
+        };
+        each(LOOK, |inner| Box::pin(async move { inner.catalog.refresh().await.map(drop) }));
+        each(HEARTBEAT, |inner| Box::pin(async move { inner.heartbeat().await }));
+        each(SWEEP, |inner| Box::pin(async move { inner.sweep().await }));
+        each(Duration::from_secs(5), |inner| Box::pin(async move { inner.adopt_jobs().await }));
+        self.tasks.spawn(publish_delayed(Arc::downgrade(self), self.end.clone(), self.delayed.clone()));
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        if self.store.lease_take("sweep", &self.process, SWEEP * 2).await?.is_some() {
+            self.store.sweep().await?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with jobs whose process died.
+    async fn adopt_jobs(self: Arc<Self>) -> Result<()> {
+        for product in self.catalog.product_tags() {
+            for job in self.store.jobs(&product).await?.into_iter().filter(|job| job.state == "running") {
+                let Some(env) = job.spec["env"].as_str() else { continue };
+                let env = crate::trunkline::Env::new(self.clone(), &job.product, env);
+                // Returns at once where another process holds the job's lease.
+                env.run_reprocess(&job.id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn heartbeat(&self) -> Result<()> {
+        let members = self.live_members();
+        if members.is_empty() { Ok(()) } else { self.store.members_report(&members).await }
+    }
+
+    fn member(&self, id: String, role: MemberRole, route_epoch: u64, address: crate::store::Address) -> Member {
+        Member {
+            id,
+            role,
+            address,
+            group: None,
+            host: self.host.clone(),
+            pid: std::process::id(),
+            sdk: self.sdk.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: "live".into(),
+            rate: 0.0,
+            in_flight: 0,
+            route_epoch,
+            last_progress_at: None,
+            last_seen_at: 0,
+        }
+    }
+
+    fn live_members(&self) -> Vec<Member> {
+        let mut members = Vec::new();
+        for route in self.open_routes() {
+            let Some((rate, last)) = route.pulse.beat(route.sender.confirmed()) else { continue };
+            members.push(Member {
+                rate,
+                last_progress_at: last,
+                in_flight: route.sender.waiting() as u64,
+                ..self.member(format!("{}/{}", self.process, route.filed.address), MemberRole::Producer, route.epoch, route.filed.address.clone())
+            });
+        }
+        let mut engines = self.engines.lock();
+        engines.retain(|engine| engine.strong_count() > 0);
+        for engine in engines.iter().filter_map(Weak::upgrade) {
+            let (rate, last) = engine.pulse.beat(engine.settled.load(std::sync::atomic::Ordering::Relaxed)).unwrap_or((0.0, None));
+            members.push(Member {
+                group: Some(engine.group.to_string()),
+                state: engine.state().borrow().text(),
+                rate,
+                last_progress_at: last,
+                in_flight: engine.in_hand() as u64,
+                ..self.member(engine.member.to_string(), MemberRole::Consumer, engine.route_epoch, engine.filed.address.clone())
+            });
+        }
+        members
+    }
+
+    pub(crate) async fn leave_registry(&self) {
+        let mut ids: Vec<String> = self.open_routes().iter().map(|route| format!("{}/{}", self.process, route.filed.address)).collect();
+        ids.extend(self.engines.lock().iter().filter_map(Weak::upgrade).map(|engine| engine.member.to_string()));
+        // Whoever cannot say good-bye ages out.
+        let _ = self.store.members_leave(&ids).await;
+    }
+}
+
+/// Counts since the last heartbeat.
+#[derive(Debug, Default)]
+pub(crate) struct Pulse(parking_lot::Mutex<Option<(Instant, u64, Option<u64>)>>);
+
+impl Pulse {
+    /// Rate since the last beat and when the count last grew; `None` while nothing was ever counted.
+    pub(crate) fn beat(&self, count: u64) -> Option<(f64, Option<u64>)> {
+        let mut last = self.0.lock();
+        let now = Instant::now();
+        let (since, before, progress) = last.unwrap_or((now, 0, None));
+        let progress = if count > before { Some(now_ms()) } else { progress };
+        let span = now.duration_since(since).as_secs_f64();
+        *last = Some((now, count, progress));
+        (count > 0).then(|| (if span > 0.0 { (count - before) as f64 / span } else { 0.0 }, progress))
+    }
+}
+
+/// Produces delayed publishes of the store when they are due, whatever process put them.
+async fn publish_delayed(inner: Weak<Inner>, end: tokio_util::sync::CancellationToken, put: Arc<tokio::sync::Notify>) {
+    loop {
+        let Some(strong) = inner.upgrade() else { return };
+        let wait = match strong.publish_due().await {
+            Ok(wait) => wait,
+            Err(error) => {
+                tracing::warn!(%error, "delayed publishes cannot be looked up");
+                LOOK
+            }
+        };
+        drop(strong);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = put.notified() => {}
+            () = end.cancelled() => return,
+        }
+    }
+}
+
+impl Inner {
+    /// Produces what is due; how long until the next look.
+    async fn publish_due(self: &Arc<Self>) -> Result<Duration> {
+        let due = self.store.lot_claim_publishes(256, &self.process, CLAIM).await?;
+        if due.is_empty() {
+            let next = self.store.lot_next_due(None).await?;
+            let wait = next.map_or(LOOK, |at| Duration::from_millis(at.saturating_sub(self.store.now()).max(1)));
+            return Ok(wait.min(LOOK));
+        }
+        let settles = futures_util::future::join_all(due.into_iter().map(|entry| self.publish_one(entry))).await;
+        self.store.lot_settle(&self.process, settles).await?;
+        Ok(Duration::ZERO)
+    }
+
+    async fn publish_one(&self, entry: LotEntry) -> (u64, LotSettle) {
+        let address = &entry.address;
+        let sent = async {
+            let route = self.route(&address.product, &address.env, address.event.as_str()).await?;
+            publish(&route, &entry).await
+        };
+        let settle = match sent.await {
+            Ok(()) => LotSettle::Done,
+            Err(error) => LotSettle::Wait {
+                due_at: self.store.now() + crate::message::millis(AGAIN),
+                attempts: entry.attempts + 1,
+                error: Some(error.to_string()),
+            },
+        };
+        (entry.seq, settle)
+    }
+}
+
+/// The same id each time, so that a crash between confirm and settle gives a duplicate that dedupe recognises.
+async fn publish(route: &Arc<Route>, entry: &LotEntry) -> Result<()> {
+    let options = ProduceOptions {
+        key: entry.message.key.clone(),
+        headers: entry.message.headers.clone(),
+        id: Some(entry.message.id),
+        trusted: true,
+        ..ProduceOptions::default()
+    };
+    produce(route, entry.message.payload.clone(), options).await.map(drop)
+}
+
+/// Produces delayed publishes that wait on the broker, for as long as the route is open.
+pub(crate) async fn publish_from_topics(route: Weak<Route>, lot: Arc<crate::lot::topics::TopicLot>, member: Arc<str>, end: tokio_util::sync::CancellationToken) {
+    let mut feed: Option<Arc<dyn LotFeed>> = None;
+    while !end.is_cancelled() {
+        let work = async {
+            let feed = match &feed {
+                Some(feed) => feed.clone(),
+                None => feed.insert(lot.feed(member.clone()).await?).clone(),
+            };
+            let due = feed.next(64, None, Duration::from_millis(500)).await?;
+            let Some(route) = route.upgrade() else { return Ok(false) };
+            let mut settles = Vec::with_capacity(due.len());
+            for (handle, entry) in due {
+                let settle = match publish(&route, &entry).await {
+                    Ok(()) => LotSettle::Done,
+                    Err(error) => LotSettle::Wait { due_at: now_ms() + 5_000, attempts: entry.attempts + 1, error: Some(error.to_string()) },
+                };
+                settles.push((handle, settle));
+            }
+            if !settles.is_empty() {
+                feed.settle(settles).await?;
+            }
+            Ok::<_, crate::Error>(true)
+        };
+        let result = tokio::select! {
+            result = work => result,
+            () = end.cancelled() => break,
+        };
+        match result {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                tracing::warn!(%error, "delayed publishes on the broker cannot be read");
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK) => {}
+                    () = end.cancelled() => break,
+                }
+            }
+        }
+    }
+    if let Some(feed) = feed {
+        feed.close().await;
+    }
+}

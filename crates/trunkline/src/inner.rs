@@ -1,0 +1,253 @@
+//! What an open instance holds: the store, the catalogue, the connections, the routes, and the work behind.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::catalog::{Catalog, RouteEntry};
+use crate::config::{ProviderConfig, ProviderKind};
+use crate::consume::engine::Engine;
+use crate::error::{Code, Error, Result};
+use crate::event::Event;
+use crate::history::recorder::Recorder;
+use crate::history::{Batch, Class, Filed, History};
+use crate::lot::topics::TopicLot;
+use crate::message::{MessageId, millis};
+use crate::policy::{LotPlace, Schedule, Wishes, plan};
+use crate::produce::sender::Sender;
+use crate::provider::{GroupSpec, Provider, Start, TopicSpec};
+use crate::route::Route;
+use crate::store::{Address, Scope, Store};
+
+/// See the module.
+pub(crate) struct Inner {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) catalog: Catalog,
+    pub(crate) history: History,
+    pub(crate) directory: PathBuf,
+    pub(crate) single_host: bool,
+    pub(crate) lot_on_broker: bool,
+    pub(crate) sdk: String,
+    pub(crate) host: String,
+    /// This process: in claims, leases and the registry.
+    pub(crate) process: Arc<str>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) end: CancellationToken,
+    pub(crate) delayed: Arc<Notify>,
+    pub(crate) engines: Mutex<Vec<std::sync::Weak<Engine>>>,
+    providers: tokio::sync::Mutex<HashMap<ProviderKey, Arc<dyn Provider>>>,
+    routes: RwLock<HashMap<Address, Arc<Route>>>,
+    opening: tokio::sync::Mutex<()>,
+    routes_version: AtomicU64,
+    closed: std::sync::atomic::AtomicBool,
+}
+
+/// Topics of one server and config share a connection.
+type ProviderKey = (ProviderKind, String);
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Trunkline({})", self.store.location())
+    }
+}
+
+/// What an instance is made of.
+pub(crate) struct Parts {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) catalog: Catalog,
+    pub(crate) history: History,
+    pub(crate) directory: PathBuf,
+    pub(crate) single_host: bool,
+    pub(crate) lot_on_broker: bool,
+    pub(crate) sdk: String,
+    pub(crate) host: String,
+}
+
+impl Inner {
+    pub(crate) fn new(parts: Parts) -> Arc<Inner> {
+        let Parts { store, catalog, history, directory, single_host, lot_on_broker, sdk, host } = parts;
+        Arc::new(Inner {
+            store,
+            catalog,
+            history,
+            directory,
+            single_host,
+            lot_on_broker,
+            sdk,
+            host,
+            process: MessageId::now().to_string().into(),
+            tasks: TaskTracker::new(),
+            end: CancellationToken::new(),
+            delayed: Arc::new(Notify::new()),
+            engines: Mutex::new(Vec::new()),
+            providers: tokio::sync::Mutex::new(HashMap::new()),
+            routes: RwLock::new(HashMap::new()),
+            opening: tokio::sync::Mutex::new(()),
+            routes_version: AtomicU64::new(1),
+            closed: std::sync::atomic::AtomicBool::new(false),
+        })
+    }
+
+    /// Told to the history; never waits.
+    pub(crate) fn record(&self, batch: Batch) {
+        self.recorder().record(batch);
+    }
+
+    pub(crate) fn recorder(&self) -> Recorder {
+        self.history.recorder()
+    }
+
+    /// Grows whenever a route may have changed, so that handles drop what they remember.
+    pub(crate) fn routes_version(&self) -> u64 {
+        self.routes_version.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::new(Code::Closed, "this instance is closed")) } else { Ok(()) }
+    }
+
+    /// The open routes.
+    pub(crate) fn open_routes(&self) -> Vec<Arc<Route>> {
+        self.routes.read().values().cloned().collect()
+    }
+
+    /// The open route of an event; opened on its first use.
+    pub(crate) async fn route(&self, product: &str, env: &str, event: &str) -> Result<Arc<Route>> {
+        self.check_open()?;
+        // The order of checks is fixed: product, then the event's syntax, then broker, env and topic.
+        self.catalog.require_product(product)?;
+        let event: Event = event.parse()?;
+        let entry = self.catalog.route(product, env, &event)?;
+        if let Some(route) = self.routes.read().get(&entry.address).filter(|route| route.epoch == entry.epoch) {
+            return Ok(route.clone());
+        }
+        let _one = self.opening.lock().await;
+        if let Some(route) = self.routes.read().get(&entry.address).filter(|route| route.epoch == entry.epoch) {
+            return Ok(route.clone());
+        }
+        let route = Arc::new(self.open_route(&entry).await?);
+        let old = self.routes.write().insert(entry.address.clone(), route.clone());
+        self.routes_version.fetch_add(1, Ordering::AcqRel);
+        if let Some(old) = old {
+            // What was handed to the old side is still confirmed there.
+            self.tasks.spawn(async move { old.sender.close(Instant::now() + crate::produce::TIMEOUT).await });
+        }
+        Ok(route)
+    }
+
+    async fn open_route(&self, entry: &RouteEntry) -> Result<Route> {
+        let provider = self.provider(entry.kind, &entry.config).await?;
+        let topic = TopicSpec { name: entry.name.clone(), shards: entry.topic.shards, ordered: entry.topic.ordered() };
+        let capabilities = provider.capabilities(&topic);
+        let class = Class {
+            capture: entry.topic.capture,
+            age_ms: entry.topic.retention.age.map_or(0, millis),
+            bytes: entry.topic.retention.bytes.unwrap_or(0),
+        };
+        let filed = Arc::new(Filed { address: entry.address.clone(), provider: entry.kind.as_str(), class });
+        // A produce asks only for what is confirmed; the retry schedule is the consumer's wish.
+        let never = Schedule::never();
+        self.plan(entry, &never, false, &capabilities)?;
+        // What is produced before the first consume is delivered to it: every group the catalogue knows is made now.
+        let groups: Vec<GroupSpec> =
+            entry.groups.iter().map(|group| GroupSpec { name: group.clone(), start: Start::Earliest }).collect();
+        let ensured = provider.ensure(&topic, &groups).await?;
+        for drift in &ensured.drift {
+            tracing::warn!(address = %entry.address, %drift, "the broker differs from the catalogue");
+        }
+        let sender = Sender::new(provider.clone(), topic.clone(), filed.clone(), self.process.clone(), self.recorder());
+        let delays = if self.lot_place(entry.kind) == LotPlace::Topics {
+            let lot = TopicLot::of_delays(provider.clone(), &topic, entry.address.clone(), self.store.clone());
+            lot.ensure().await?;
+            Some(Arc::new(lot))
+        } else {
+            None
+        };
+        Ok(Route {
+            filed,
+            provider,
+            topic,
+            capabilities,
+            store: self.store.clone(),
+            sender,
+            process: self.process.clone(),
+            delayed: self.delayed.clone(),
+            delays,
+            pulse: crate::background::Pulse::default(),
+            epoch: entry.epoch,
+        })
+    }
+
+    /// Whether the broker is of this host only, so that the store may be the lot.
+    fn of_this_host(&self, kind: ProviderKind) -> bool {
+        (kind == ProviderKind::Embedded && !self.lot_on_broker) || self.single_host
+    }
+
+    pub(crate) fn lot_place(&self, kind: ProviderKind) -> LotPlace {
+        if self.store.scope() == Scope::Shared || self.of_this_host(kind) { LotPlace::Store } else { LotPlace::Topics }
+    }
+
+    /// Checks what is asked of a route against what its provider can do.
+    pub(crate) fn plan(
+        &self,
+        entry: &RouteEntry,
+        schedule: &Schedule,
+        ordered: bool,
+        capabilities: &crate::capability::Capabilities,
+    ) -> Result<LotPlace> {
+        let wishes = Wishes {
+            provider: entry.kind.as_str(),
+            ordered,
+            schedule,
+            durability: entry.topic.durability,
+            scope: self.store.scope(),
+            single_host: self.of_this_host(entry.kind),
+        };
+        plan(&wishes, capabilities)
+    }
+
+    /// The connection of a config, opened on its first use.
+    pub(crate) async fn provider(&self, kind: ProviderKind, config: &serde_json::Value) -> Result<Arc<dyn Provider>> {
+        kind.require_compiled_in()?;
+        let resolved = crate::secret::resolve(config)?;
+        let config = ProviderConfig::parse(kind, &resolved)?;
+        let key = (kind, resolved.to_string());
+        let mut providers = self.providers.lock().await;
+        if let Some(provider) = providers.get(&key) {
+            return Ok(provider.clone());
+        }
+        let provider = crate::provider::open(&config, &self.directory).await?;
+        providers.insert(key, provider.clone());
+        Ok(provider)
+    }
+
+    /// Sends what waits, closes every connection, writes what is left of the history.
+    pub(crate) async fn close(&self, within: Duration) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let deadline = Instant::now() + within;
+        let engines: Vec<_> = std::mem::take(&mut *self.engines.lock()).into_iter().filter_map(|engine| engine.upgrade()).collect();
+        futures_util::future::join_all(engines.iter().map(|engine| engine.close(within))).await;
+        let routes = self.open_routes();
+        futures_util::future::join_all(routes.iter().map(|route| route.sender.close(deadline))).await;
+        self.end.cancel();
+        self.tasks.close();
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let _ = tokio::time::timeout(left, self.tasks.wait()).await;
+        for provider in self.providers.lock().await.values() {
+            provider.close(Instant::now() + left.min(Duration::from_secs(5))).await;
+        }
+        self.leave_registry().await;
+        self.history.close().await;
+        self.store.close().await;
+    }
+}

@@ -1,0 +1,416 @@
+//! The lot as topics on the broker, where a local file must not be the only place of a message.
+//!
+//! Waiting messages lie in tiers: topics whose messages all wait about equally long, so that the one at the front is
+//! (nearly) the first one due. A message goes to the largest tier not above what remains of its wait, carries when it is
+//! due, and is filed again from tier to tier until then; it comes back at most ten seconds late. Dead letters go to a topic
+//! of their own; the local store indexes what this host buried.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::delivery::{Delivery, EnvelopeId, Position, Settle, Token};
+use crate::error::{Code, Error, Result};
+use crate::lot::store::StoreLot;
+use crate::lot::{Lot, LotFeed, LotHandle};
+use crate::message::{Headers, MessageId, Millis, header};
+use crate::provider::{GroupSpec, Outgoing, Prefetch, Provider, Signal, Start, SubscribeOptions, Subscription, TopicSpec};
+use crate::store::{Address, LotEntry, LotMessage, LotSettle, LotState, Store};
+
+/// The tiers, smallest first: name and nominal wait in ms.
+pub const TIERS: [(&str, Millis); 4] = [("10s", 10_000), ("1m", 60_000), ("10m", 600_000), ("1h", 3_600_000)];
+/// What a tier hands over before it is due stays in hand, at most this many.
+const PREFETCH: Prefetch = Prefetch { count: 256, bytes: 8 << 20 };
+/// Where the original lay: `shard/offset`.
+const ORIGIN: &str = "trunkline-origin";
+
+/// The tier for a wait of this long: the largest not above it, else the smallest.
+#[must_use]
+pub fn tier(wait: Millis) -> usize {
+    TIERS.iter().rposition(|(_, nominal)| *nominal <= wait).unwrap_or(0)
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct TopicLot {
+    provider: Arc<dyn Provider>,
+    tiers: Vec<TopicSpec>,
+    dead: TopicSpec,
+    address: Address,
+    group: Arc<str>,
+    group_spec: GroupSpec,
+    store: Arc<dyn Store>,
+    index: StoreLot,
+}
+
+impl TopicLot {
+    /// The lot of a group: `<topic>.<group>.retry.<tier>` and `<topic>.<group>.dead`.
+    #[must_use]
+    pub fn of_group(provider: Arc<dyn Provider>, topic: &TopicSpec, address: Address, group: Arc<str>, store: Arc<dyn Store>) -> Self {
+        Self::new(provider, &format!("{}.{group}", topic.name), "retry", address, group, store)
+    }
+
+    /// The lot of delayed publishes: `<topic>.delay.<tier>`.
+    #[must_use]
+    pub fn of_delays(provider: Arc<dyn Provider>, topic: &TopicSpec, address: Address, store: Arc<dyn Store>) -> Self {
+        Self::new(provider, &topic.name, "delay", address, "trunkline".into(), store)
+    }
+
+    fn new(provider: Arc<dyn Provider>, base: &str, kind: &str, address: Address, group: Arc<str>, store: Arc<dyn Store>) -> Self {
+        let spec = |name: String| TopicSpec { name: name.into(), shards: 1, ordered: false };
+        TopicLot {
+            tiers: TIERS.iter().map(|(tier, _)| spec(format!("{base}.{kind}.{tier}"))).collect(),
+            dead: spec(format!("{base}.dead")),
+            group_spec: GroupSpec { name: group.clone(), start: Start::Earliest },
+            index: StoreLot::new(store.clone(), address.clone(), group.clone()),
+            provider,
+            address,
+            group,
+            store,
+        }
+    }
+
+    /// Makes the topics. Idempotent.
+    ///
+    /// # Errors
+    /// As the provider's.
+    pub async fn ensure(&self) -> Result<()> {
+        for tier in &self.tiers {
+            self.provider.ensure(tier, std::slice::from_ref(&self.group_spec)).await?;
+        }
+        self.provider.ensure(&self.dead, &[]).await.map(drop)
+    }
+
+    async fn send(&self, topic: &TopicSpec, batch: Vec<Outgoing>) -> Result<()> {
+        for result in self.provider.send(topic, batch).await {
+            result.map_err(|failed| failed.error)?;
+        }
+        Ok(())
+    }
+
+    /// Files waiting entries by what remains of their wait.
+    async fn file(&self, entries: &[LotEntry]) -> Result<()> {
+        let now = self.store.now();
+        let mut by_tier: HashMap<usize, Vec<Outgoing>> = HashMap::new();
+        for entry in entries {
+            by_tier.entry(tier(entry.due_at.saturating_sub(now))).or_default().push(outgoing(entry));
+        }
+        for (tier, batch) in by_tier {
+            self.send(&self.tiers[tier], batch).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A lot entry as it travels.
+fn outgoing(entry: &LotEntry) -> Outgoing {
+    let mut headers = entry.message.headers.clone();
+    let mut set = |name: &str, value: String| headers.set(name, value);
+    set(header::ATTEMPT, entry.attempts.to_string());
+    set(header::PRODUCED_AT, entry.message.produced_at.to_string());
+    set(ORIGIN, entry.message.position.to_string());
+    if entry.state == LotState::Dead {
+        set(header::REASON, entry.reason.clone().unwrap_or_default());
+    } else {
+        set(header::NOT_BEFORE, entry.due_at.to_string());
+    }
+    if let Some(error) = &entry.error {
+        headers.set(header::ERROR, error.clone());
+    }
+    Outgoing { id: entry.message.id, shard: None, key: entry.message.key.clone(), headers, payload: entry.message.payload.clone() }
+}
+
+/// The entry that travelled.
+fn entry(delivery: &Delivery, address: &Address, group: &Arc<str>, state: LotState) -> LotEntry {
+    let mut headers: Headers = delivery.headers.clone();
+    let number = |headers: &Headers, name: &str| headers.get_str(name).and_then(|text| text.parse::<u64>().ok());
+    let attempts = number(&headers, header::ATTEMPT).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+    let due_at = number(&headers, header::NOT_BEFORE).unwrap_or(0);
+    let produced_at = number(&headers, header::PRODUCED_AT).unwrap_or(delivery.stored_at);
+    let error = headers.get_str(header::ERROR).map(str::to_owned);
+    let position = headers
+        .get_str(ORIGIN)
+        .and_then(|text| text.split_once('/'))
+        .and_then(|(shard, offset)| Some(Position { shard: shard.parse().ok()?, offset: offset.parse().ok()? }))
+        .unwrap_or(delivery.position);
+    for name in [header::ATTEMPT, header::NOT_BEFORE, header::PRODUCED_AT, header::ERROR, header::REASON, ORIGIN] {
+        headers.remove(name);
+    }
+    let id = match delivery.id {
+        EnvelopeId::Id(id) => id,
+        _ => MessageId::derived(delivery.stored_at, &[&delivery.position.offset.to_le_bytes()]),
+    };
+    LotEntry {
+        seq: 0,
+        state,
+        address: address.clone(),
+        group: group.clone(),
+        chain: None,
+        due_at,
+        attempts,
+        reason: None,
+        error,
+        died_at: None,
+        job: None,
+        message: LotMessage {
+            id,
+            key: delivery.key.clone(),
+            headers,
+            payload: delivery.payload.clone().unwrap_or_else(Bytes::new),
+            produced_at,
+            position,
+        },
+    }
+}
+
+#[async_trait]
+impl Lot for TopicLot {
+    async fn put(&self, entries: Vec<LotEntry>) -> Result<()> {
+        let (dead, waiting): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.state == LotState::Dead);
+        if !waiting.is_empty() {
+            self.file(&waiting).await?;
+        }
+        if !dead.is_empty() {
+            self.send(&self.dead, dead.iter().map(outgoing).collect()).await?;
+            // The broker has them; the index of this host may lag.
+            if let Err(error) = self.index.put(dead).await {
+                tracing::warn!(%error, "dead letters lie on the broker but could not be indexed here");
+            }
+        }
+        Ok(())
+    }
+
+    async fn feed(&self, member: Arc<str>) -> Result<Arc<dyn LotFeed>> {
+        self.ensure().await?;
+        let options = SubscribeOptions { member: member.clone(), prefetch: PREFETCH };
+        let subscription = self.provider.subscribe(&self.tiers, &self.group_spec, options.clone()).await?;
+        Ok(Arc::new(TopicFeed {
+            lot: TopicLot {
+                provider: self.provider.clone(),
+                tiers: self.tiers.clone(),
+                dead: self.dead.clone(),
+                address: self.address.clone(),
+                group: self.group.clone(),
+                group_spec: self.group_spec.clone(),
+                store: self.store.clone(),
+                index: StoreLot::new(self.store.clone(), self.address.clone(), self.group.clone()),
+            },
+            // What a reprocess set back to waiting lies in the index.
+            revived: self.index.feed(member).await?,
+            options,
+            current: Mutex::new((subscription, 0)),
+            waiting: tokio::sync::Mutex::new(Vec::new()),
+            handed: Mutex::new(HashMap::new()),
+        }))
+    }
+
+    async fn chains(&self, _shard: u32) -> Result<(Vec<(u64, u64)>, u64)> {
+        Err(Error::new(
+            Code::CapabilityUnsupported,
+            "order per key with waits needs one view of the chains: the lot on the broker has none",
+        ))
+    }
+}
+
+/// Received from a tier and not yet due.
+#[derive(Debug)]
+struct Held {
+    token: Token,
+    entry: LotEntry,
+    /// When it has lain in its tier for the tier's nominal wait.
+    ripe_at: Millis,
+}
+
+#[derive(Debug)]
+enum Handed {
+    Tier(Token, u64, Box<LotEntry>),
+    Index(LotHandle),
+}
+
+#[derive(Debug)]
+struct TopicFeed {
+    lot: TopicLot,
+    revived: Arc<dyn LotFeed>,
+    options: SubscribeOptions,
+    /// The subscription to all tiers, and its generation.
+    current: Mutex<(Arc<dyn Subscription>, u64)>,
+    waiting: tokio::sync::Mutex<Vec<Held>>,
+    handed: Mutex<HashMap<LotHandle, Handed>>,
+}
+
+impl TopicFeed {
+    fn hand(&self, handed: Handed, entry: LotEntry, out: &mut Vec<(LotHandle, LotEntry)>) {
+        let mut map = self.handed.lock();
+        let mut handle = rand::random::<u64>() >> 1;
+        while map.contains_key(&handle) {
+            handle = rand::random::<u64>() >> 1;
+        }
+        map.insert(handle, handed);
+        out.push((handle, entry));
+    }
+
+    fn current(&self) -> (Arc<dyn Subscription>, u64) {
+        self.current.lock().clone()
+    }
+
+    /// Receives from the tiers into `waiting`; a dead subscription is opened anew and what it held comes again.
+    async fn receive(&self, waiting: &mut Vec<Held>, wait: Duration) -> Result<()> {
+        let (subscription, generation) = self.current();
+        let signals = match subscription.next(PREFETCH.count - waiting.len(), PREFETCH.bytes, wait).await {
+            Ok(signals) => signals,
+            Err(error) => {
+                waiting.clear();
+                subscription.close(Instant::now() + Duration::from_secs(1)).await;
+                let anew = self.lot.provider.subscribe(&self.lot.tiers, &self.lot.group_spec, self.options.clone()).await?;
+                *self.current.lock() = (anew, generation + 1);
+                return Err(error);
+            }
+        };
+        for signal in signals {
+            match signal {
+                Signal::Deliveries { route, items, .. } => waiting.extend(items.iter().map(|delivery| Held {
+                    token: delivery.token,
+                    entry: entry(delivery, &self.lot.address, &self.lot.group, LotState::Waiting),
+                    ripe_at: delivery.stored_at + TIERS.get(route).map_or(0, |(_, nominal)| *nominal),
+                })),
+                Signal::Revoking { route, shard, .. } => {
+                    // What is in hand goes back, so that the hand-over can finish.
+                    let back: Vec<_> = waiting.drain(..).map(|held| (held.token, Settle::Release)).collect();
+                    subscription.settle(&back).await;
+                    subscription.yield_shard(route, shard).await;
+                }
+                Signal::Lost { .. } => waiting.clear(),
+                Signal::Assigned { .. } | Signal::State(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Files again what has lain in its tier for the tier's time and is still not due: what lies behind it may be.
+    async fn file_again(&self, waiting: &mut Vec<Held>, now: Millis) -> Result<()> {
+        let (ripe, keep): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|held| held.ripe_at <= now);
+        *waiting = keep;
+        if ripe.is_empty() {
+            return Ok(());
+        }
+        let entries: Vec<LotEntry> = ripe.iter().map(|held| held.entry.clone()).collect();
+        if let Err(error) = self.lot.file(&entries).await {
+            waiting.extend(ripe);
+            return Err(error);
+        }
+        // Written first, acked then.
+        let acks: Vec<_> = ripe.iter().map(|held| (held.token, Settle::Done)).collect();
+        self.current().0.settle(&acks).await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl LotFeed for TopicFeed {
+    async fn next(&self, max: usize, _shards: Option<&[u32]>, wait: Duration) -> Result<Vec<(LotHandle, LotEntry)>> {
+        let mut out = Vec::new();
+        for (handle, entry) in self.revived.next(max, None, Duration::ZERO).await? {
+            self.hand(Handed::Index(handle), entry, &mut out);
+        }
+        let mut waiting = self.waiting.lock().await;
+        let full = waiting.len() >= PREFETCH.count;
+        let now = self.lot.store.now();
+        let next = waiting.iter().map(|held| if full { held.entry.due_at.min(held.ripe_at) } else { held.entry.due_at }).min();
+        let patience =
+            if out.is_empty() { next.map_or(wait, |at| wait.min(Duration::from_millis(at.saturating_sub(now)))) } else { Duration::ZERO };
+        if full {
+            tokio::time::sleep(patience).await;
+        } else {
+            self.receive(&mut waiting, patience).await?;
+        }
+        let now = self.lot.store.now();
+        let generation = self.current().1;
+        let mut at = 0;
+        while at < waiting.len() && out.len() < max {
+            if waiting[at].entry.due_at <= now {
+                let Held { token, entry, .. } = waiting.swap_remove(at);
+                self.hand(Handed::Tier(token, generation, Box::new(entry.clone())), entry, &mut out);
+            } else {
+                at += 1;
+            }
+        }
+        if waiting.len() >= PREFETCH.count {
+            self.file_again(&mut waiting, now).await?;
+        }
+        Ok(out)
+    }
+
+    async fn settle(&self, items: Vec<(LotHandle, LotSettle)>) -> Result<Vec<bool>> {
+        let mut index = Vec::new();
+        let mut tier = Vec::new();
+        let mut put = Vec::new();
+        let mut settled = Vec::with_capacity(items.len());
+        {
+            let handed = self.handed.lock();
+            for (handle, settle) in &items {
+                settled.push(handed.contains_key(handle));
+                match handed.get(handle) {
+                    None => {}
+                    Some(Handed::Index(inner)) => index.push((*inner, settle.clone())),
+                    Some(Handed::Tier(token, generation, entry)) => {
+                        let mut entry = (**entry).clone();
+                        let done = match settle {
+                            LotSettle::Done => Settle::Done,
+                            LotSettle::Release => Settle::Release,
+                            LotSettle::Wait { due_at, attempts, error } => {
+                                (entry.due_at, entry.attempts, entry.error) = (*due_at, *attempts, error.clone());
+                                put.push(entry);
+                                Settle::Done
+                            }
+                            LotSettle::Bury { reason, attempts, error } => {
+                                entry.state = LotState::Dead;
+                                entry.died_at = Some(self.lot.store.now());
+                                (entry.reason, entry.attempts, entry.error) = (Some(reason.clone()), *attempts, error.clone());
+                                put.push(entry);
+                                Settle::Done
+                            }
+                        };
+                        tier.push((*token, *generation, done));
+                    }
+                }
+            }
+        }
+        // Written first, acked then. On a failure the handles stay, and the caller settles again.
+        if !put.is_empty() {
+            self.lot.put(put).await?;
+        }
+        if !index.is_empty() {
+            self.revived.settle(index).await?;
+        }
+        if !tier.is_empty() {
+            let (subscription, of) = self.current();
+            let acks: Vec<_> = tier.iter().filter(|(_, generation, _)| *generation == of).map(|(token, _, done)| (*token, *done)).collect();
+            subscription.settle(&acks).await;
+        }
+        let mut handed = self.handed.lock();
+        for (handle, _) in &items {
+            handed.remove(handle);
+        }
+        Ok(settled)
+    }
+
+    async fn close(&self) {
+        self.revived.close().await;
+        self.current().0.close(Instant::now() + Duration::from_secs(2)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_goes_to_the_largest_tier_not_above_it() {
+        let names: Vec<_> = [0, 9_999, 10_000, 59_999, 60_000, 600_000, 3_599_999, 3_600_000, u64::MAX].map(|ms| TIERS[tier(ms)].0).into();
+        assert_eq!(names, ["10s", "10s", "10s", "10s", "1m", "10m", "10m", "1h", "1h"]);
+    }
+}

@@ -1,0 +1,144 @@
+//! Looking at a data directory before touching it, and opening connections.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+
+use super::db::is_busy;
+use super::errors::{Doing, damaged, failed};
+use super::schema;
+use crate::error::{Error, Result};
+
+/// The name of the file in the data directory.
+pub(super) const FILE: &str = "state.db";
+/// A file up to this size is checked as a whole when it is opened; that takes some 10 ms.
+const CHECKED_BYTES: u64 = 8 << 20;
+
+/// Looks at directory and file without changing anything: what cannot be opened is left byte by byte as it is.
+pub(super) fn inspect(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join(FILE);
+    match std::fs::metadata(dir) {
+        Ok(meta) if meta.is_dir() => writable(dir, &meta)?,
+        Ok(_) => return Err(missing(format!("{} is not a directory", dir.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(missing(format!("the data directory {} does not exist", dir.display())));
+        }
+        Err(error) => return Err(unreadable(dir, &error)),
+    }
+    #[cfg(target_os = "linux")]
+    super::filesystem::refuse_network(dir)?;
+    match std::fs::metadata(&path) {
+        Ok(meta) => {
+            writable(&path, &meta)?;
+            header(&path, &meta)?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(unreadable(&path, &error)),
+    }
+    Ok(path)
+}
+
+fn missing(what: String) -> Error {
+    Error::store(what).reason("missing").next("create it with `trunkline init`")
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    Error::store(format!("{} cannot be read: {error}", path.display()))
+        .reason("cannot_open")
+        .next("check that the data directory is there and that this user may read and write it")
+}
+
+/// Refuses what is marked read-only, also for root, who could write it all the same.
+fn writable(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
+    use rustix::fs::{Access, access};
+    if meta.mode() & 0o222 != 0 && access(path, Access::WRITE_OK).is_ok() {
+        return Ok(());
+    }
+    Err(Error::store(format!("{} cannot be written", path.display()))
+        .reason("read_only")
+        .next(format!("give this user write access: `chmod u+w {}`, and mount the file system writable", path.display())))
+}
+
+/// Checks the file's first 100 bytes.
+fn header(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
+    if meta.len() == 0 {
+        return Ok(()); // its creation was cut short; SQLite takes it as new
+    }
+    let mut bytes = [0; 100];
+    File::open(path)
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .or_else(|error| if error.kind() == std::io::ErrorKind::UnexpectedEof { Ok(()) } else { Err(error) })
+        .map_err(|error| unreadable(path, &error))?;
+    if !bytes.starts_with(b"SQLite format 3\0") || meta.len() < 512 {
+        return Err(damaged("it is not a SQLite file"));
+    }
+    let number = |at: usize| i64::from(u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
+    schema::check(number(60), number(68))
+}
+
+/// Opens the file, creates or upgrades it, and gives the connection that writes.
+pub(super) fn writer(path: &Path, busy_timeout: Duration) -> Result<Connection> {
+    let deadline = Instant::now() + busy_timeout;
+    // SQLite would create it with the umask; the journals take the mode of the file.
+    OpenOptions::new().create(true).truncate(false).append(true).mode(0o600).open(path).map_err(|error| {
+        unreadable(path, &error).reason(if error.kind() == std::io::ErrorKind::PermissionDenied { "read_only" } else { "cannot_open" })
+    })?;
+    let db = connect(path, busy_timeout)?;
+    // Until the file has proved to be ours and whole, even closing it must not write to it.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).doing("open the store")?;
+    schema::version(&db)?;
+    let small = std::fs::metadata(path).is_ok_and(|meta| meta.len() <= CHECKED_BYTES);
+    if small {
+        let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).doing("check the store")?;
+        if verdict != "ok" {
+            return Err(damaged(&verdict));
+        }
+    }
+    wal(&db, deadline)?;
+    schema::migrate(&db, deadline)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).doing("open the store")?;
+    Ok(db)
+}
+
+/// One more connection, for reading.
+pub(super) fn reader(path: &Path, busy_timeout: Duration) -> Result<Connection> {
+    let db = connect(path, busy_timeout)?;
+    db.pragma_update(None, "query_only", true).doing("open the store")?;
+    Ok(db)
+}
+
+fn connect(path: &Path, busy_timeout: Duration) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags).doing("open the store")?;
+    db.busy_timeout(busy_timeout).doing("open the store")?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).doing("open the store")?;
+    db.set_prepared_statement_cache_capacity(128);
+    // FULL syncs the journal at each commit: a commit that was answered survives a power cut.
+    db.execute_batch(
+        "PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;
+         PRAGMA cache_size = -32000; PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864;",
+    )
+    .doing("open the store")?;
+    Ok(db)
+}
+
+/// Turns the write-ahead log on. SQLite does not wait for others in this step, so it is tried again here.
+fn wal(db: &Connection, deadline: Instant) -> Result<()> {
+    loop {
+        match db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0)) {
+            Ok(mode) if mode == "wal" => return Ok(()),
+            Ok(mode) => {
+                return Err(Error::store(format!("the store cannot use a write-ahead log here, only '{mode}'"))
+                    .reason("cannot_open")
+                    .next("keep the data directory on a local disk"));
+            }
+            Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            Err(error) => return Err(failed("open the store", &error)),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The tables, and how older files are brought up to date.
+//!
+//! Times are ms since 1970. Numbers that may use all 64 bits (offsets, hashes) are stored as the signed number of the
+//! same bits and never compared.
+
+use rusqlite::Connection;
+
+use super::db::begin_immediate;
+use super::errors::{Doing, damaged, newer};
+use crate::error::Result;
+
+/// `Trnk`: says that the file is ours.
+pub(super) const APPLICATION_ID: i64 = 0x5472_6e6b;
+
+/// One entry for each version; entry n brings a file of version n to n + 1. Never change one that was released.
+const MIGRATIONS: &[&str] = &[V1];
+
+/// The version this code writes.
+pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// The rows of the lot are split: `lot` is small and changes with each claim, `lot_body` is large and is written once.
+/// `ready_at` is when an entry may be claimed: its due time, or the end of a claim; NULL for what is dead, or stands
+/// behind another of its chain. So "due and not claimed" is one range of one index, however many are in hand.
+const V1: &str = "
+CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO meta VALUES ('catalog_version', 0), ('probe', 0);
+
+CREATE TABLE doc (kind TEXT NOT NULL, path TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (kind, path)) STRICT, WITHOUT ROWID;
+
+CREATE TABLE target (
+    id INTEGER PRIMARY KEY, product TEXT NOT NULL, env TEXT NOT NULL, broker TEXT NOT NULL, topic TEXT NOT NULL,
+    grp TEXT NOT NULL, UNIQUE (product, env, broker, topic, grp)
+) STRICT;
+
+CREATE TABLE lot (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    target INTEGER NOT NULL REFERENCES target (id),
+    state INTEGER NOT NULL,           -- 0 waiting, 1 publish, 2 dead
+    id BLOB NOT NULL,
+    chain INTEGER,
+    shard INTEGER NOT NULL,
+    offset INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    due_at INTEGER NOT NULL,
+    ready_at INTEGER,
+    owner TEXT,                       -- who claimed it last; NULL: nobody
+    attempts INTEGER NOT NULL,
+    produced_at INTEGER NOT NULL,
+    died_at INTEGER,
+    reason TEXT,
+    error_group TEXT,                 -- the error's first line, or the reason
+    error TEXT,
+    job TEXT,
+    key_id INTEGER                    -- the data key of a session's subject; NULL: not encrypted
+) STRICT;
+CREATE UNIQUE INDEX lot_once ON lot (id, target);
+CREATE UNIQUE INDEX lot_publish_once ON lot (id) WHERE state = 1;
+CREATE INDEX lot_state ON lot (target, state, seq);
+CREATE INDEX lot_ready ON lot (target, ready_at, shard) WHERE state = 0 AND ready_at IS NOT NULL;
+CREATE INDEX lot_publish_ready ON lot (ready_at) WHERE state = 1 AND ready_at IS NOT NULL;
+CREATE INDEX lot_chain ON lot (target, shard, chain, seq, size) WHERE state = 0 AND chain IS NOT NULL;
+CREATE UNIQUE INDEX lot_chain_active ON lot (target, shard, chain) WHERE state = 0 AND chain IS NOT NULL AND ready_at IS NOT NULL;
+CREATE INDEX lot_dead_error ON lot (target, error_group, seq, reason, died_at) WHERE state = 2;
+
+CREATE TABLE lot_body (
+    seq INTEGER PRIMARY KEY REFERENCES lot (seq) ON DELETE CASCADE,
+    format INTEGER NOT NULL,          -- of the headers
+    key BLOB,
+    headers BLOB NOT NULL,
+    payload BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE idempotency (
+    key TEXT PRIMARY KEY, hash BLOB NOT NULL, id BLOB NOT NULL, owner TEXT NOT NULL, until INTEGER NOT NULL,
+    sent_at INTEGER, window INTEGER NOT NULL, expires_at INTEGER NOT NULL,
+    taken_over INTEGER NOT NULL       -- 1: an earlier owner may have sent it
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_expires ON idempotency (expires_at);
+
+CREATE TABLE dedupe_scope (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE dedupe (
+    scope INTEGER NOT NULL, id BLOB NOT NULL, expires_at INTEGER NOT NULL, PRIMARY KEY (scope, id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX dedupe_expires ON dedupe (expires_at);
+
+CREATE TABLE lease (
+    name TEXT PRIMARY KEY, owner TEXT NOT NULL, epoch INTEGER NOT NULL, until INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE member (
+    id TEXT PRIMARY KEY, product TEXT NOT NULL, env TEXT NOT NULL, event TEXT NOT NULL, last_seen_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX member_seen ON member (last_seen_at);
+
+CREATE TABLE job (
+    id TEXT PRIMARY KEY, kind TEXT NOT NULL, product TEXT NOT NULL, state TEXT NOT NULL, spec TEXT NOT NULL,
+    cursor INTEGER NOT NULL, matched INTEGER NOT NULL, done INTEGER NOT NULL, failed INTEGER NOT NULL, skipped INTEGER NOT NULL,
+    results TEXT NOT NULL, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX job_product ON job (product, created_at);
+";
+
+/// Brings the file to [`VERSION`]. Safe when several processes open it at once: each step looks again under the lock.
+pub(super) fn migrate(db: &Connection, deadline: std::time::Instant) -> Result<()> {
+    while version(db)? < VERSION {
+        begin_immediate(db, deadline)?;
+        let step = step(db);
+        let end = if step.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        let ended = db.execute_batch(end).doing("bring the store up to date");
+        step.and(ended)?;
+    }
+    Ok(())
+}
+
+fn step(db: &Connection) -> Result<()> {
+    let from = version(db)?;
+    if from == VERSION {
+        return Ok(()); // another process was faster
+    }
+    let step =
+        usize::try_from(from).ok().and_then(|at| MIGRATIONS.get(at)).ok_or_else(|| damaged("its version is not a number of versions"))?;
+    db.execute_batch(step).doing("bring the store up to date")?;
+    db.pragma_update(None, "application_id", APPLICATION_ID).doing("bring the store up to date")?;
+    db.pragma_update(None, "user_version", from + 1).doing("bring the store up to date")
+}
+
+/// The version of the file; an error if it is newer, or not ours.
+pub(super) fn version(db: &Connection) -> Result<i64> {
+    let number = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0)).doing("read the store's version");
+    let (found, application) = (number("PRAGMA user_version")?, number("PRAGMA application_id")?);
+    check(found, application)?;
+    if application == 0 && number("SELECT count(*) FROM sqlite_schema")? > 0 && number("PRAGMA application_id")? == 0 {
+        return Err(damaged("it is a database of another program"));
+    }
+    Ok(found)
+}
+
+/// Whether a file with these numbers may be opened.
+pub(super) fn check(version: i64, application: i64) -> Result<()> {
+    match (version, application) {
+        (0, 0) => Ok(()), // just created
+        (_, APPLICATION_ID) if version > VERSION => Err(newer(version, VERSION)),
+        (1.., APPLICATION_ID) => Ok(()),
+        _ => Err(damaged("it is a database of another program")),
+    }
+}
