@@ -1,12 +1,15 @@
 //! What every command gets: the flags, the output, and the instance, opened when it is first asked for.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::Value;
 use tokio::sync::OnceCell;
-use trunkline::{Code, Env, Error, Result, Trunkline};
+use trunkline::catalog::Catalog;
+use trunkline::file::File;
+use trunkline::store::MemberRole;
+use trunkline::{Code, Env, Error, Event, Result, Trunkline};
 
 use crate::args::Global;
 use crate::output::{self, Format, Table};
@@ -27,6 +30,7 @@ pub struct Ctx {
     global: Global,
     stop: Stop,
     trunkline: OnceCell<Trunkline>,
+    default_data: OnceLock<String>,
 }
 
 impl Ctx {
@@ -37,7 +41,7 @@ impl Ctx {
         }
         log(&global);
         let stop = Stop::listen().map_err(|error| Error::new(Code::Closed, format!("signals cannot be listened to: {error}")))?;
-        Ok(Ctx { global, stop, trunkline: OnceCell::new() })
+        Ok(Ctx { global, stop, trunkline: OnceCell::new(), default_data: OnceLock::new() })
     }
 
     /// For whom the output is.
@@ -75,74 +79,109 @@ impl Ctx {
         if let Some(data) = self.global.data.as_deref().filter(|data| !data.is_empty()) {
             return Ok(Some(data.to_owned()));
         }
-        Ok(self.file()?.and_then(|file| Some(file.value.get("store")?.get("url")?.as_str()?.to_owned())))
+        let file = self.file()?.and_then(|(_, file)| file.store.url);
+        Ok(file.or_else(|| self.default_data.get().cloned()))
+    }
+
+    /// What is opened when nothing else is said; by default the nearest `.trunkline` upward.
+    pub fn default_data(&self, url: String) {
+        let _ = self.default_data.set(url);
+    }
+
+    /// What `--product` says.
+    pub fn product_flag(&self) -> Option<&str> {
+        self.global.product.as_deref().filter(|product| !product.is_empty())
+    }
+
+    /// What `--env` says.
+    pub fn env_flag(&self) -> Option<&str> {
+        self.global.env.as_deref().filter(|env| !env.is_empty())
     }
 
     /// The instance.
     pub async fn trunkline(&self) -> Result<&Trunkline> {
         self.trunkline
             .get_or_try_init(|| async {
-                let single = self.file()?.is_some_and(|file| file.value["store"]["singleHost"] == Value::Bool(true));
+                let single = self.file()?.is_some_and(|(_, file)| file.store.single_host);
                 let mut builder = Trunkline::builder().sdk("cli").single_host(single);
                 if let Some(data) = self.data()? {
                     builder = builder.url(data);
                 }
                 let trunkline = builder.open().await?;
                 if self.global.verbose > 0 {
-                    output::note(format!("data directory: {}", trunkline.location()));
+                    output::note(format!("data directory: {}", trunkline.store().location()));
                 }
                 Ok(trunkline)
             })
             .await
     }
 
+    /// The catalogue: products, brokers, topics, groups.
+    pub async fn catalog(&self) -> Result<&Catalog> {
+        Ok(self.trunkline().await?.catalog())
+    }
+
     /// The product's tag: `--product`, else the file's, else the only one there is.
     pub async fn product(&self) -> Result<String> {
-        if let Some(product) = self.given("product", self.global.product.as_deref())? {
-            return Ok(product);
-        }
-        let mut products = self.trunkline().await?.products().await?.into_iter().map(|product| product.tag);
-        match (products.next(), products.next()) {
-            (Some(only), None) => Ok(only),
-            (None, _) => Err(Error::new(Code::ProductNotFound, "there is no product yet")
-                .next("make one with `trunkline init --example` or `trunkline apply -f trunkline.yaml`")),
-            (Some(_), Some(_)) => Err(Error::input("product", "there is more than one product")
-                .next("name one with `--product TAG`; `trunkline products list` shows them")),
-        }
+        let given = self.given_product()?;
+        self.catalog().await?.product_or_only(given.as_deref()).map_err(|error| {
+            if error.details().contains_key("known") {
+                error.next("name one with --product TAG; `trunkline products list` shows them")
+            } else {
+                error.next("start with `trunkline init --example`, or create a broker: `trunkline brokers create TAG --product PRODUCT --on ENV=EMBEDDED`")
+            }
+        })
     }
 
     /// The env's slug: `--env`, else the file's, else the only one there is.
     pub async fn env_slug(&self) -> Result<String> {
-        if let Some(env) = self.given("env", self.global.env.as_deref())? {
-            return Ok(env);
-        }
+        let given = match self.env_flag() {
+            Some(env) => Some(env.to_owned()),
+            None => self.file()?.and_then(|(_, file)| file.env),
+        };
         let product = self.product().await?;
-        let brokers = self.trunkline().await?.brokers(&product).await?;
-        let mut slugs: Vec<String> = brokers.into_iter().flat_map(|broker| broker.envs).map(|env| env.slug).collect();
-        slugs.sort_unstable();
-        slugs.dedup();
-        match slugs.as_slice() {
-            [only] => Ok(only.clone()),
-            [] => Err(Error::new(Code::BrokerNotFound, format!("product '{product}' has no broker yet"))
-                .next("create one with `trunkline brokers create TAG --embedded ENV`")),
-            many => Err(Error::input("env", format!("product '{product}' has several envs: {}", many.join(", ")))
-                .next("name one with `--env SLUG`")),
-        }
+        self.catalog().await?.env_or_only(&product, given.as_deref()).map_err(|error| {
+            if error.details().contains_key("known") {
+                error.next("name one with --env SLUG")
+            } else {
+                error.next("create a broker first: `trunkline brokers create TAG --on ENV=EMBEDDED`")
+            }
+        })
     }
 
     /// The product's env: where messages are produced and consumed.
     pub async fn env(&self) -> Result<Env> {
         let (product, env) = (self.product().await?, self.env_slug().await?);
-        self.trunkline().await?.env(&product, &env)
+        Ok(self.trunkline().await?.env(&product, &env))
     }
 
-    /// The nearest `trunkline.yaml` upward from the working directory.
-    pub fn file(&self) -> Result<Option<File>> {
-        let here = std::env::current_dir().map_err(|error| Error::input("file", format!("the working directory cannot be read: {error}")))?;
+    /// What `--product` says, else the file: for a create, which makes its product.
+    pub fn given_product(&self) -> Result<Option<String>> {
+        match self.product_flag() {
+            Some(product) => Ok(Some(product.to_owned())),
+            None => Ok(self.file()?.and_then(|(_, file)| file.product)),
+        }
+    }
+
+    /// The nearest `trunkline.yaml` upward from the working directory, with its path.
+    pub fn file(&self) -> Result<Option<(PathBuf, File)>> {
+        let here =
+            std::env::current_dir().map_err(|error| Error::input("file", format!("the working directory cannot be read: {error}")))?;
         match here.ancestors().map(|dir| dir.join(FILE)).find(|path| path.is_file()) {
-            Some(path) => File::read(&path).map(Some),
+            Some(path) => read_file(&path).map(|file| Some((path, file))),
             None => Ok(None),
         }
+    }
+
+    /// Refuses to remove what live consumers use.
+    pub async fn refuse_in_use(&self, product: &str, concerns: impl Fn(&Event) -> bool) -> Result<()> {
+        let members = self.trunkline().await?.members(Some(MemberRole::Consumer)).await?;
+        let live = members.iter().filter(|member| &*member.address.product == product && concerns(&member.address.event)).count();
+        if live == 0 {
+            return Ok(());
+        }
+        Err(Error::new(Code::InUse, format!("{live} live consumers use it"))
+            .next("stop them first (`trunkline groups list EVENT` shows them), or pass --force"))
     }
 
     /// Closes the instance, if it was opened.
@@ -151,40 +190,15 @@ impl Ctx {
             trunkline.close(DRAIN).await;
         }
     }
-
-    fn given(&self, name: &str, flag: Option<&str>) -> Result<Option<String>> {
-        if let Some(flag) = flag.filter(|flag| !flag.is_empty()) {
-            return Ok(Some(flag.to_owned()));
-        }
-        Ok(self.file()?.and_then(|file| Some(file.value.get(name)?.as_str()?.to_owned())))
-    }
 }
 
-/// A `trunkline.yaml`, parsed but not validated.
-#[derive(Debug)]
-pub struct File {
-    /// Where it lies.
-    pub path: PathBuf,
-    /// What it says.
-    pub value: Value,
-}
-
-impl File {
-    /// Reads and parses a file; YAML includes JSON.
-    pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Error::input("file", format!("{} cannot be read: {error}", path.display())).next("check the path, or write one with `trunkline init`")
-        })?;
-        Ok(File { path: path.to_owned(), value: Self::parse(&text).map_err(|error| error.context(&path.display().to_string()))? })
-    }
-
-    /// Parses a text.
-    pub fn parse(text: &str) -> Result<Value> {
-        serde_yaml_ng::from_str(text).map_err(|error| {
-            let at = error.location().map(|at| format!(" at line {}, column {}", at.line(), at.column())).unwrap_or_default();
-            Error::input("file", format!("not valid YAML{at}")).next("check indentation and quotes near there")
-        })
-    }
+/// Reads and checks a `trunkline.yaml`.
+pub fn read_file(path: &Path) -> Result<File> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Error::input("file", format!("{} cannot be read: {error}", path.display()))
+            .next("check the path, or write one with `trunkline init`")
+    })?;
+    File::parse(&text).map_err(|error| error.detail("path", path.display().to_string()))
 }
 
 /// Logs go to stderr: warnings by default, nothing in JSON mode, more with `-v`; TRUNKLINE_LOG says it in detail.

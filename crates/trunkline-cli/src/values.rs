@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use trunkline::message::{Millis, millis, now_ms};
 use trunkline::policy::Schedule;
+use trunkline::provider::Start;
 use trunkline::{Code, Error, Result};
 
 /// A duration: `30s`, `2m`, `1h 30m`, or plain milliseconds.
@@ -50,6 +51,15 @@ pub fn schedule(text: &str) -> Result<Schedule, String> {
     Ok(Schedule { delays, ..Schedule::default() })
 }
 
+/// Where a group starts: `earliest`, `latest`, or a time that lies behind.
+pub fn start(text: &str) -> Result<Start, String> {
+    match text {
+        "earliest" => Ok(Start::Earliest),
+        "latest" => Ok(Start::Latest),
+        time => past(time).map(Start::Time).map_err(|error| format!("earliest, latest, or a time; {error}")),
+    }
+}
+
 /// A header: `name=value`.
 pub fn header(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -90,7 +100,8 @@ impl FieldPath {
 /// The bytes of a file, or of stdin for `-`.
 pub fn input(field: &str, from: &str) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let read = if from == "-" { std::io::stdin().lock().read_to_end(&mut bytes).map(drop) } else { std::fs::read(from).map(|read| bytes = read) };
+    let read =
+        if from == "-" { std::io::stdin().lock().read_to_end(&mut bytes).map(drop) } else { std::fs::read(from).map(|read| bytes = read) };
     let name = if from == "-" { "stdin" } else { from };
     read.map_err(|error| Error::input(field, format!("{name} cannot be read: {error}")).next("check the path, or use `-` for stdin"))?;
     Ok(bytes)
@@ -104,6 +115,31 @@ pub fn json_input(field: &str, from: &str) -> Result<Value> {
             .field(field)
             .next("check the document with a JSON linter")
     })
+}
+
+/// `ENV=VALUE`.
+pub fn by_env(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((env, value)) if !env.is_empty() && !value.is_empty() => Ok((env.to_owned(), value.to_owned())),
+        _ => Err("write it like prd=VALUE".into()),
+    }
+}
+
+/// A document made of `--from-json` and of flags, which win. Flags that were not given say nothing.
+pub fn document<const N: usize>(from_json: Option<&str>, flags: [(&str, Option<Value>); N]) -> Result<Value> {
+    let mut document = match from_json.map(|from| json_input("from-json", from)).transpose()? {
+        None => serde_json::Map::new(),
+        Some(Value::Object(document)) => document,
+        Some(_) => {
+            return Err(Error::input("from-json", "the document must be a JSON object").next("see the command's --help for an example"));
+        }
+    };
+    for (name, value) in flags {
+        if let Some(value) = value {
+            document.insert(name.to_owned(), value);
+        }
+    }
+    Ok(Value::Object(document))
 }
 
 #[cfg(test)]

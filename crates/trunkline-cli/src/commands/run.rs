@@ -16,7 +16,7 @@ pub struct Args {}
 /// Waits for the end; the open instance does the rest.
 pub async fn run(_args: Args, ctx: &Ctx) -> Result<()> {
     let stop = ctx.stop().drains();
-    let location = ctx.trunkline().await?.location();
+    let location = ctx.trunkline().await?.store().location();
     if ctx.is_json() {
         output::json_line(&json!({ "state": "running", "data": location }))?;
     } else {
