@@ -1,0 +1,15 @@
+//! One file per command: `Args` is what it takes, `run` is what it does.
+
+pub mod apply;
+pub mod brokers;
+pub mod completions;
+pub mod consume;
+pub mod doctor;
+pub mod groups;
+pub mod help;
+pub mod init;
+pub mod jobs;
+pub mod produce;
+pub mod products;
+pub mod run;
+pub mod topics;
