@@ -53,6 +53,7 @@ pub struct Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Demo(commands::demo::Args),
     Init(commands::init::Args),
     Apply(commands::apply::Args),
     Products(commands::products::Args),
@@ -63,6 +64,10 @@ pub enum Command {
     Produce(commands::produce::Args),
     Consume(commands::consume::Args),
     Run(commands::run::Args),
+    Messages(commands::messages::Args),
+    Dead(commands::dead::Args),
+    Replay(commands::replay::Args),
+    Stats(commands::stats::Args),
     Doctor(commands::doctor::Args),
     Completions(commands::completions::Args),
     Help(commands::help::Args),

@@ -18,6 +18,11 @@ use crate::signals::Stop;
 /// The reason of an error that says that the user ended the command.
 pub const INTERRUPTED: &str = "interrupted";
 
+/// The user ended the command before it was done.
+pub fn interrupted(what: &str) -> Error {
+    Error::new(Code::Closed, what).reason(INTERRUPTED)
+}
+
 /// How long the end of a command may take: what was sent is confirmed, what is in hand is finished or given back.
 pub const DRAIN: Duration = Duration::from_secs(30);
 
@@ -81,6 +86,13 @@ impl Ctx {
         }
         let file = self.file()?.and_then(|(_, file)| file.store.url);
         Ok(file.or_else(|| self.default_data.get().cloned()))
+    }
+
+    /// What `--data` says on the command line itself: the demo makes a directory of its own rather than write where
+    /// `TRUNKLINE_URL` or a file point.
+    pub fn data_flag(&self) -> Option<&str> {
+        let data = self.global.data.as_deref().filter(|data| !data.is_empty())?;
+        (std::env::var("TRUNKLINE_URL").as_deref() != Ok(data)).then_some(data)
     }
 
     /// What is opened when nothing else is said; by default the nearest `.trunkline` upward.

@@ -1,10 +1,14 @@
 //! The `trunkline` command: parses, opens what is needed, runs one command, and turns its result into an exit code.
 
 mod args;
+mod ask;
 mod commands;
 mod context;
+mod demo;
 mod exit;
 mod output;
+mod payload;
+mod record;
 mod signals;
 mod values;
 
@@ -55,6 +59,11 @@ async fn run(command: Command, ctx: &Ctx) -> Result<()> {
         Command::Produce(args) => commands::produce::run(args, ctx).await,
         Command::Consume(args) => commands::consume::run(args, ctx).await,
         Command::Run(args) => commands::run::run(args, ctx).await,
+        Command::Demo(args) => commands::demo::run(args, ctx).await,
+        Command::Messages(args) => commands::messages::run(args, ctx).await,
+        Command::Dead(args) => commands::dead::run(args, ctx).await,
+        Command::Replay(args) => commands::replay::run(args, ctx).await,
+        Command::Stats(args) => commands::stats::run(args, ctx).await,
         Command::Doctor(args) => commands::doctor::run(args, ctx).await,
         Command::Completions(args) => commands::completions::run(args, ctx).await,
         Command::Help(args) => commands::help::run(args, ctx).await,

@@ -78,6 +78,11 @@ pub fn time(millis: u64) -> String {
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_millis(millis)).to_string()
 }
 
+/// The same with milliseconds.
+pub fn time_ms(millis: u64) -> String {
+    humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + std::time::Duration::from_millis(millis)).to_string()
+}
+
 /// A number with a comma every three digits.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();

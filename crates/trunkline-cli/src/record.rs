@@ -2,8 +2,7 @@
 
 use serde_json::Value;
 use trunkline::Result;
-use trunkline::history::Step;
-use trunkline::history::record::{GroupRecord, Moment, Record};
+use trunkline::history::{GroupRecord, Moment, Record, Step};
 use trunkline::message::Headers;
 
 use crate::output;

@@ -6,10 +6,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::groups::GroupStatus;
-use crate::history::index::Gap;
-use crate::history::record::Time;
-use crate::history::rollup::Counters;
-use crate::history::stats::{GroupStats, Percentiles, Rates, StatsQuery, TopicStats};
+use crate::history::{Counters, Gap, GroupStats, Percentiles, Rates, StatsQuery, Time, TopicStats};
 use crate::message::now_ms;
 use crate::trunkline::Env;
 
@@ -118,6 +115,7 @@ impl Env {
         let query = StatsQuery { product, env, group: None, ..query };
         let inner = self.inner();
         inner.recorder.flush().await?;
+        // What this process did a moment ago is counted too.
         let past = inner.history.stats(&query).await?;
         let mut topics: BTreeMap<String, TopicFigures> = past.topics.into_iter().map(|topic| (topic.event.clone(), figures(topic))).collect();
         let mut unreachable = Vec::new();

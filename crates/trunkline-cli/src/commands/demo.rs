@@ -30,7 +30,7 @@ pub struct Args {
 
 /// Plays it; a promise that was not kept is an error.
 pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
-    let dir = args.keep.clone().or_else(|| ctx.given_data().map(|data| data.strip_prefix("sqlite:").unwrap_or(data).into()));
+    let dir = args.keep.clone().or_else(|| ctx.data_flag().map(|data| data.strip_prefix("sqlite:").unwrap_or(data).into()));
     let play = Play { input: args.input.as_deref(), rounds: args.rounds as usize, dir: dir.as_deref() };
     let summary = demo::play(&play, ctx).await?;
     if ctx.is_json() { output::json(&summary)? } else { summary.print()? }

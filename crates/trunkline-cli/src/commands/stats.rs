@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use trunkline::history::stats::{Percentiles, StatsQuery};
+use trunkline::history::{Percentiles, StatsQuery};
 use trunkline::message::Millis;
 use trunkline::stats::{Figures, Now};
 use trunkline::{Env, Event, Result};

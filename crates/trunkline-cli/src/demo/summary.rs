@@ -71,7 +71,7 @@ struct MemberSummary {
 /// # Errors
 /// `STORE_FAILED`.
 pub(crate) async fn stats_of(env: &Env) -> Result<Value> {
-    let stats = env.stats(trunkline::history::stats::StatsQuery::default()).await?;
+    let stats = env.stats(trunkline::history::StatsQuery::default()).await?;
     serde_json::to_value(stats).map_err(|error| trunkline::Error::store(format!("the stats cannot be shown: {error}")))
 }
 

@@ -1,7 +1,7 @@
 //! A dead letter as it is shown: the fields of a record and what it died of.
 
 use serde_json::{Value, json};
-use trunkline::history::record::{Payload, Text, Time};
+use trunkline::history::{Payload, Text, Time};
 use trunkline::store::LotEntry;
 
 use crate::output;

@@ -2,8 +2,7 @@
 
 use clap::ValueEnum;
 use trunkline::Event;
-use trunkline::history::query::Query;
-use trunkline::history::record::{Category, Status};
+use trunkline::history::{Category, Query, Status};
 
 use crate::values;
 

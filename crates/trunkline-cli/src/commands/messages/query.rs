@@ -1,6 +1,6 @@
 //! `trunkline messages query`: a page of messages, and how sure its total is.
 
-use trunkline::history::query::{Page, Query};
+use trunkline::history::{Page, Query};
 use trunkline::message::Millis;
 use trunkline::{Error, Result};
 

@@ -1,7 +1,7 @@
 //! `trunkline messages show`: one message and its whole life.
 
 use serde_json::json;
-use trunkline::history::record::Record;
+use trunkline::history::Record;
 use trunkline::{Code, Error, MessageId, Result};
 
 use crate::context::Ctx;

@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use trunkline::history::query::Query;
-use trunkline::history::record::Record;
+use trunkline::history::{Query, Record};
 use trunkline::message::{Millis, now_ms};
 use trunkline::{Env, MessageId, Result};
 
