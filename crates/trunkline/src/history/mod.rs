@@ -2,8 +2,6 @@
 //!
 //! [`Recorder`] takes entries on the hot paths and never waits; blocks, queries and roll-ups are built from them.
 
-pub mod recorder; pub mod record; pub mod query; mod stub; pub use stub::*;
-
 use std::sync::Arc;
 
 use bytes::Bytes;
