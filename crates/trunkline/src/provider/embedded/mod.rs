@@ -34,6 +34,7 @@ use crate::message::{MessageId, millis};
 
 mod ack;
 mod append;
+pub mod config;
 mod control;
 pub mod disk;
 mod encode;
@@ -435,5 +436,22 @@ impl Provider for Embedded {
             }
         };
         let _ = tokio::time::timeout_at(deadline.into(), wait).await;
+    }
+}
+
+impl Embedded {
+    /// Opens it as a config says; a relative or absent path lies in the data directory.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`].
+    pub fn open_config(config: &config::EmbeddedConfig, data: &Path) -> Result<Embedded> {
+        let mut options = Options::new(data.join(config.path.as_deref().unwrap_or("log")));
+        options.max_payload = config.max_payload;
+        options.retention = Retention { age: config.retention.age, bytes: config.retention.bytes };
+        options.fsync = match config.fsync {
+            config::Fsync::Always => Fsync::Always,
+            config::Fsync::Interval => Fsync::Interval(Duration::from_secs(1)),
+        };
+        if config.memory { Embedded::memory(options) } else { Embedded::open(options) }
     }
 }
