@@ -22,6 +22,17 @@ use crate::message::{Headers, MessageId, Millis};
 
 #[cfg(feature = "embedded")]
 pub mod embedded;
+/// Configs are always compiled: a catalogue may hold a broker that this build cannot open.
+#[cfg(not(feature = "embedded"))]
+pub mod embedded {
+    pub mod config;
+}
+pub mod kafka;
+pub mod nats;
+pub mod pubsub;
+pub mod rabbitmq;
+pub mod redis;
+pub mod sqs;
 
 /// A topic as the provider sees it: its physical name and what is fixed about it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -328,5 +339,21 @@ pub fn stage(name: &'static str, since: Instant, result: Result<(), (Error, &str
             message: Some(error.message().to_owned()),
             fix: Some(fix.to_owned()),
         },
+    }
+}
+
+/// Opens the connection of a resolved config. This and [`crate::config::ProviderConfig`] are the one list of providers.
+///
+/// # Errors
+/// `CAPABILITY_UNSUPPORTED` naming the feature if the provider is not compiled in; else as the provider's.
+pub async fn open(config: &crate::config::ProviderConfig, data: &std::path::Path) -> Result<Arc<dyn Provider>> {
+    use crate::config::ProviderConfig;
+    match config {
+        #[cfg(feature = "embedded")]
+        ProviderConfig::Embedded(config) => Ok(Arc::new(embedded::Embedded::open_config(config, data)?)),
+        other => {
+            other.kind().require_compiled_in()?;
+            Err(Error::new(Code::CapabilityUnsupported, format!("{} cannot be opened by this version", other.kind().as_str())))
+        }
     }
 }
