@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use trunkline::message::{Millis, millis, now_ms};
-use trunkline::policy::Schedule;
-use trunkline::provider::Start;
-use trunkline::{Code, Error, Result};
+use trunkline::{Code, Error, Result, Schedule, Start};
 
 /// A duration: `30s`, `2m`, `1h 30m`, or plain milliseconds.
 pub fn duration(text: &str) -> Result<Duration, String> {

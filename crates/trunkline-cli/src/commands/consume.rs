@@ -8,12 +8,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use trunkline::consume::handler::{Context, Raw, Verdict};
-use trunkline::consume::state::State;
-use trunkline::consumer::{ConsumeOptions, Consumer};
-use trunkline::policy::Schedule;
-use trunkline::provider::Start;
-use trunkline::{Error, Result};
+use trunkline::{ConsumeOptions, Consumer, Context, Error, Raw, Result, Schedule, Start, State, Verdict};
 
 use crate::context::{Ctx, DRAIN};
 use crate::{output, values};
@@ -145,7 +140,11 @@ impl Work {
         self.touch();
         self.running.fetch_add(1, Ordering::AcqRel);
         let verdict = match &self.exec {
-            Some(exec) => exec.handle(payload, context).await,
+            Some(exec) => {
+                let (verdict, printed) = exec.handle(payload, context).await;
+                printed.unwrap_or_else(|error| self.fail(error));
+                Ok(verdict)
+            }
             None => show::message(self.json, payload, context).map(|()| Verdict::Done),
         };
         self.touch();
@@ -166,13 +165,18 @@ impl Work {
             }
             Err(error) => {
                 // What could not be shown was not handled: it is given back.
-                if let Ok(mut failure) = self.failure.lock() {
-                    failure.get_or_insert(error);
-                }
-                self.over.cancel();
+                self.fail(error);
                 std::future::pending().await
             }
         }
+    }
+
+    /// Ends the consumer with this error.
+    fn fail(&self, error: Error) {
+        if let Ok(mut failure) = self.failure.lock() {
+            failure.get_or_insert(error);
+        }
+        self.over.cancel();
     }
 
     fn touch(&self) {

@@ -3,8 +3,7 @@
 use serde_json::json;
 use trunkline::groups::GroupStatus;
 use trunkline::message::now_ms;
-use trunkline::provider::Start;
-use trunkline::{Event, Result};
+use trunkline::{Event, Result, Start};
 
 use crate::context::Ctx;
 use crate::output::{self, Table};

@@ -5,8 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use trunkline::catalog::TopicDoc;
 use trunkline::message::millis;
-use trunkline::policy::Schedule;
-use trunkline::{Code, Error, Event, Result};
+use trunkline::{Code, Error, Event, Result, Schedule};
 
 use crate::context::Ctx;
 use crate::output::{self, Table};

@@ -2,14 +2,13 @@
 
 use std::os::fd::AsFd;
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
-use trunkline::Result;
-use trunkline::consume::handler::{Context, Verdict};
+use trunkline::{Context, Result, Verdict};
 
 use crate::output;
 
@@ -37,70 +36,32 @@ pub(super) struct Exec {
 }
 
 impl Exec {
-    /// Runs it once.
-    pub(super) async fn handle(&self, payload: &[u8], context: &Context) -> Result<Verdict> {
-        let since = std::time::Instant::now();
+    /// Runs it once: its verdict, and whether the line about it could be printed.
+    pub(super) async fn handle(&self, payload: &[u8], context: &Context) -> (Verdict, Result<()>) {
+        let since = Instant::now();
         let mut child = match self.spawn(context) {
             Ok(child) => child,
-            Err(error) => return Ok(Verdict::Failed(format!("the command cannot be started: {error}"))),
+            Err(error) => return (Verdict::Failed(format!("the command cannot be started: {error}")), Ok(())),
         };
-        let group = Group(child.id());
-        let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+        let mut group = Group(child.id());
         let mut last = String::new();
         let ended = tokio::select! {
-            ended = async {
-                let feed = async {
-                    if let Some(mut stdin) = stdin {
-                        // A command that does not read its input is free not to.
-                        let _ = stdin.write_all(payload).await;
-                    }
-                };
-                let watch = async {
-                    let mut reading = std::pin::pin!(read(stderr, &mut last));
-                    tokio::select! {
-                        () = &mut reading => child.wait().await,
-                        ended = child.wait() => {
-                            let _ = tokio::time::timeout(STDERR, reading).await;
-                            ended
-                        }
-                    }
-                };
-                tokio::select! {
-                    ended = watch => ended,
-                    ended = async { feed.await; std::future::pending().await } => ended,
-                }
-            } => ended,
+            ended = attend(&mut child, payload, &mut last) => ended,
             () = context.signal.cancelled() => {
                 drop(group);
                 tokio::time::sleep(NO_VERDICT).await;
-                return Ok(Verdict::Failed("the command was ended before it was done".into()));
+                return (Verdict::Failed("the command was ended before it was done".into()), Ok(()));
             }
         };
-        drop(group);
+        // Its number may belong to somebody else from now on.
+        group.0 = None;
+        let code = ended.as_ref().ok().and_then(ExitStatus::code);
         let verdict = match ended {
             Ok(status) => self.verdict(status, &last),
             Err(error) => Verdict::Failed(format!("the command's end cannot be awaited: {error}")),
         };
-        if self.json {
-            let (word, error) = match &verdict {
-                Verdict::Done | Verdict::Drop => ("done", None),
-                Verdict::Failed(error) => ("failed", Some(error)),
-                Verdict::RetryAfter(_) => ("later", None),
-                Verdict::Bury(reason) => ("buried", Some(reason)),
-            };
-            output::json_line(&json!({
-                "process_id": context.process_id,
-                "event": context.event,
-                "group": &*context.group,
-                "attempt": context.attempt,
-                "key": context.key.as_ref().map(|key| String::from_utf8_lossy(key)),
-                "verdict": word,
-                "exitCode": ended.ok().and_then(|status| status.code()),
-                "error": error,
-                "ms": trunkline::message::millis(since.elapsed()),
-            }))?;
-        }
-        Ok(verdict)
+        let printed = if self.json { print(context, &verdict, code, since) } else { Ok(()) };
+        (verdict, printed)
     }
 
     fn verdict(&self, status: ExitStatus, last: &str) -> Verdict {
@@ -141,7 +102,54 @@ impl Exec {
     }
 }
 
-/// The process group of a command: killed when this is dropped, so that nothing it started outlives its run.
+/// Feeds the payload, watches stderr, waits for the end.
+async fn attend(child: &mut Child, payload: &[u8], last: &mut String) -> std::io::Result<ExitStatus> {
+    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // A command that does not read its input is free not to.
+            let _ = stdin.write_all(payload).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let watch = async {
+        let mut reading = std::pin::pin!(read(stderr, last));
+        tokio::select! {
+            () = &mut reading => child.wait().await,
+            ended = child.wait() => {
+                let _ = tokio::time::timeout(STDERR, reading).await;
+                ended
+            }
+        }
+    };
+    tokio::select! {
+        ended = watch => ended,
+        () = feed => child.wait().await,
+    }
+}
+
+/// One run as a line of JSON.
+fn print(context: &Context, verdict: &Verdict, code: Option<i32>, since: Instant) -> Result<()> {
+    let (word, error) = match verdict {
+        Verdict::Done | Verdict::Drop => ("done", None),
+        Verdict::Failed(error) => ("failed", Some(error)),
+        Verdict::RetryAfter(_) => ("later", None),
+        Verdict::Bury(reason) => ("buried", Some(reason)),
+    };
+    output::json_line(&json!({
+        "process_id": context.process_id,
+        "event": context.event,
+        "group": &*context.group,
+        "attempt": context.attempt,
+        "key": context.key.as_ref().map(|key| String::from_utf8_lossy(key)),
+        "verdict": word,
+        "exitCode": code,
+        "error": error,
+        "ms": trunkline::message::millis(since.elapsed()),
+    }))
+}
+
+/// The process group of a command that runs: killed when this is dropped, so that nothing outlives a run that was cut short.
 struct Group(Option<u32>);
 
 impl Drop for Group {

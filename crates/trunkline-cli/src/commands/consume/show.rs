@@ -3,9 +3,8 @@
 use base64::Engine as _;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use trunkline::consume::handler::Context;
 use trunkline::message::Millis;
-use trunkline::{Event, Headers, MessageId, Result};
+use trunkline::{Context, Event, Headers, MessageId, Result};
 
 use crate::output;
 

@@ -10,8 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tokio::sync::mpsc;
-use trunkline::produce::Receipt;
-use trunkline::{Code, Error, Result};
+use trunkline::{Code, Error, Receipt, Result};
 
 use super::Args;
 use crate::context::{Ctx, INTERRUPTED};
