@@ -25,6 +25,7 @@ pub mod provider;
 pub mod replay;
 mod route;
 pub mod secret;
+pub mod stats;
 pub mod store;
 mod trunkline;
 
