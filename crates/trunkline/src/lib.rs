@@ -11,6 +11,7 @@ pub mod dead_letter;
 pub mod delivery;
 mod error;
 mod event;
+pub mod file;
 pub mod groups;
 pub mod history;
 mod inner;
