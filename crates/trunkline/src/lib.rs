@@ -5,6 +5,7 @@ mod breaker;
 pub mod capability;
 pub mod catalog;
 pub mod config;
+pub mod connection;
 pub mod consume;
 mod consumer;
 pub mod dead_letter;
