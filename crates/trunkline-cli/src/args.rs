@@ -3,7 +3,6 @@
 use clap::{ArgAction, Parser, Subcommand};
 
 use crate::commands;
-use crate::exit;
 use crate::output::Format;
 
 /// One messaging API over many brokers.
@@ -72,9 +71,6 @@ pub enum Command {
     Completions(commands::completions::Args),
     Help(commands::help::Args),
 }
-
-/// The long help on exit codes, where `help exit-codes` finds it.
-pub const EXIT_CODES: &str = exit::HELP;
 
 #[cfg(test)]
 mod tests {

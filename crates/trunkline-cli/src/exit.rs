@@ -2,8 +2,6 @@
 
 use trunkline::Code;
 
-/// Done.
-pub const OK: u8 = 0;
 /// Failed in a way that no other code names.
 pub const FAILED: u8 = 1;
 /// The command line, a file or a payload is wrong.
@@ -89,7 +87,7 @@ mod tests {
 
     #[test]
     fn the_help_names_every_status() {
-        for status in TABLE.iter().map(|(_, status)| *status).chain([OK, FAILED, INTERRUPTED]) {
+        for status in TABLE.iter().map(|(_, status)| *status).chain([0, FAILED, INTERRUPTED]) {
             assert!(HELP.lines().any(|line| line.trim_start().starts_with(&format!("{status} "))), "{status}");
         }
     }

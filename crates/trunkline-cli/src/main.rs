@@ -1,5 +1,7 @@
 //! The `trunkline` command: parses, opens what is needed, runs one command, and turns its result into an exit code.
 
+#![expect(unreachable_pub, reason = "a binary has no outside; `pub` says what a module offers the others")]
+
 mod args;
 mod ask;
 mod commands;

@@ -41,9 +41,4 @@ impl Stop {
         self.drains.store(true, Ordering::Release);
         self.asked.clone()
     }
-
-    /// Whether the user asked for the end.
-    pub fn asked(&self) -> bool {
-        self.asked.is_cancelled()
-    }
 }

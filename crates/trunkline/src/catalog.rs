@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
+use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 
 pub use broker::{BrokerUpdate, EnvMove};
@@ -29,8 +30,10 @@ pub use snapshot::Snapshot;
 pub use topic::TopicUpdate;
 
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::store::{DocChange, Store};
-pub(crate) use docs::{Docs, Memory};
+use docs::{Docs, Memory};
+use input::{BrokerInput, TopicInput};
 
 /// How often a change is worked out anew because another process was faster.
 const ATTEMPTS: u32 = 50;
@@ -119,5 +122,15 @@ impl Catalog {
     }
 }
 
+/// Checks what `create_broker` would take, without a catalogue; the broker's tag.
+pub(crate) fn check_broker(product: Option<&str>, input: &Value) -> Result<String> {
+    BrokerInput::create(product, input).map(|input| input.tag.unwrap_or_default())
+}
+
+/// Checks what `create_topic` would take, but for its name; the topic's event.
+pub(crate) fn check_topic(product: Option<&str>, input: &Value) -> Result<Event> {
+    TopicInput::update(product, input)?.event.ok_or_else(|| Error::input("tag", "`tag` is required"))
+}
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -102,3 +102,13 @@ mod tests {
         assert!(config.password == Secret::new("hunter2") && config.password != Secret::new("hunter3"));
     }
 }
+
+impl crate::catalog::Seal for Sealer {
+    fn seal(&self, record: &str, plain: &str) -> crate::Result<String> {
+        Sealer::seal(self, record, plain)
+    }
+
+    fn open(&self, record: &str, sealed: &str) -> crate::Result<String> {
+        Sealer::open(self, record, sealed).map(|secret| secret.expose().to_owned())
+    }
+}

@@ -206,12 +206,7 @@ async fn a_handler_that_never_returns_is_named_stuck() {
         retry: Some(retries(&[60_000])),
         ..ConsumeOptions::default()
     };
-    let consumer = bed
-        .env
-        .consume(EVENT, |_: Raw, _: Context| std::future::pending::<()>())
-        .options(options)
-        .await
-        .unwrap();
+    let consumer = bed.env.consume(EVENT, |_: Raw, _: Context| std::future::pending::<()>()).options(options).await.unwrap();
     let mut states = consumer.states();
     let stuck = tokio::time::timeout(crate::bed::DEADLINE, states.wait_for(|s| *s == State::Degraded("stuck_handler"))).await;
     assert!(stuck.is_ok());
@@ -268,7 +263,8 @@ async fn expired_messages_are_buried_unhandled() {
     let soon = trunkline::message::now_ms() + 50;
     bed.env.produce(EVENT, &1).expires_at(soon).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let consumer = bed.env.consume(EVENT, |_: Raw, c: Context| async move { assert!(c.attempt == 0, "it must not be handled") }).await.unwrap();
+    let consumer =
+        bed.env.consume(EVENT, |_: Raw, c: Context| async move { assert!(c.attempt == 0, "it must not be handled") }).await.unwrap();
     until("it is dead", || async { bed.env.dead_letters(&DeadFilter::default(), 1, 10).await.unwrap().1 == 1 }).await;
     let (dead, _) = bed.env.dead_letters(&DeadFilter::default(), 1, 10).await.unwrap();
     assert_eq!(dead[0].reason.as_deref(), Some("expired"));

@@ -57,7 +57,6 @@ impl Catalog {
     ///
     /// # Errors
     /// `INPUT_INVALID`, `CONFIG_INVALID`, `BROKER_EXISTS`, `STORE_FAILED`.
-    #[expect(clippy::needless_pass_by_value, reason = "input is handed over in every call")]
     pub async fn create_broker(&self, product: Option<&str>, input: Value) -> Result<BrokerView> {
         let input = BrokerInput::create(product, &input)?;
         let product = match &input.product {
@@ -97,7 +96,6 @@ impl Catalog {
     ///
     /// # Errors
     /// `INPUT_INVALID`, `CONFIG_INVALID`, `PRODUCT_NOT_FOUND`, `BROKER_NOT_FOUND`, `STORE_FAILED`.
-    #[expect(clippy::needless_pass_by_value, reason = "input is handed over in every call")]
     pub async fn update_broker(&self, product: Option<&str>, tag: &str, patch: Value) -> Result<BrokerUpdate> {
         self.patch_broker(product, tag, &patch, None).await
     }
@@ -158,6 +156,11 @@ impl Catalog {
         let snapshot = self.snapshot();
         let node = snapshot.product(product)?;
         Ok(node.brokers.get(tag).map(|node| self.view(&node.doc, by_age(node))))
+    }
+
+    /// A broker as it is stored.
+    pub(crate) fn broker_doc(&self, product: &str, tag: &str) -> Result<Arc<BrokerDoc>> {
+        Ok(self.snapshot().broker(product, tag)?.doc.clone())
     }
 
     /// All brokers of a product, by tag; credentials read `***`.

@@ -43,8 +43,10 @@ impl Docs for Arc<dyn Store> {
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     now: Millis,
-    docs: Mutex<(u64, BTreeMap<(DocKind, String), Value>)>,
+    docs: Mutex<(u64, Bodies)>,
 }
+
+type Bodies = BTreeMap<(DocKind, String), Value>;
 
 impl Memory {
     pub(crate) fn new(now: Millis, version: u64, docs: Vec<Doc>) -> Self {

@@ -128,7 +128,7 @@ fn is_default(snapshot: &Snapshot, product: &str, event: &Event, name: &str) -> 
 fn unknown(snapshot: &Snapshot, product: &str, event: &Event, name: &str) -> Error {
     let groups = snapshot.topic(product, event).map(|topic| topic.groups.clone()).unwrap_or_default();
     let message = format!("group '{name}' of topic '{event}' does not exist");
-    missing(Code::GroupNotFound, message, name, groups.keys().map(AsRef::as_ref))
+    missing(Code::GroupNotFound, &message, name, groups.keys().map(AsRef::as_ref))
         .next(format!("declare it with `trunkline groups create {event} {name} --product {product}`"))
 }
 

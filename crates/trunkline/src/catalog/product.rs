@@ -30,7 +30,6 @@ impl Catalog {
     ///
     /// # Errors
     /// `INPUT_INVALID`, `ALREADY_EXISTS`, `STORE_FAILED`.
-    #[expect(clippy::needless_pass_by_value, reason = "input is handed over in every call")]
     pub async fn create_product(&self, input: Value) -> Result<Arc<ProductDoc>> {
         let input = ProductInput::read(&input)?;
         let Some(tag) = input.tag else { return Err(Error::input("tag", "`tag` is required")) };
@@ -52,7 +51,6 @@ impl Catalog {
     ///
     /// # Errors
     /// `INPUT_INVALID`, `PRODUCT_NOT_FOUND`, `STORE_FAILED`.
-    #[expect(clippy::needless_pass_by_value, reason = "input is handed over in every call")]
     pub async fn update_product(&self, tag: &str, patch: Value) -> Result<ProductUpdate> {
         check_tag("product", tag)?;
         let patch = ProductInput::read(&patch)?;

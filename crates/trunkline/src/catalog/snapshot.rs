@@ -187,7 +187,7 @@ impl Snapshot {
     pub(crate) fn product(&self, tag: &str) -> Result<&Arc<ProductNode>> {
         self.products.get(tag).ok_or_else(|| {
             let known = || self.products.keys().map(AsRef::as_ref);
-            missing(Code::ProductNotFound, format!("product '{tag}' does not exist"), tag, known())
+            missing(Code::ProductNotFound, &format!("product '{tag}' does not exist"), tag, known())
                 .next(format!("the first `trunkline brokers create … --product {tag}` makes it"))
         })
     }
@@ -196,7 +196,7 @@ impl Snapshot {
         let node = self.product(product)?;
         node.brokers.get(tag).ok_or_else(|| {
             let known = node.brokers.keys().map(AsRef::as_ref);
-            missing(Code::BrokerNotFound, format!("broker '{tag}' does not exist in product '{product}'"), tag, known)
+            missing(Code::BrokerNotFound, &format!("broker '{tag}' does not exist in product '{product}'"), tag, known)
                 .next(format!("create it with `trunkline brokers create {tag} --product {product}`"))
         })
     }
@@ -210,7 +210,7 @@ pub(crate) fn env_of<'a>(broker: &'a BrokerDoc, slug: &str) -> Result<&'a EnvDoc
     broker.env(slug).ok_or_else(|| {
         let known = broker.envs.iter().map(|env| env.slug.as_str());
         let message = format!("broker '{}' of product '{}' has no env '{slug}'", broker.tag, broker.product);
-        missing(Code::BrokerEnvNotFound, message, slug, known)
+        missing(Code::BrokerEnvNotFound, &message, slug, known)
             .next(format!("add it with `trunkline brokers update {} --product {} --env {slug}`", broker.tag, broker.product))
     })
 }
@@ -226,7 +226,7 @@ pub(crate) fn topic_of<'a>(broker: &'a BrokerNode, product: &str, event: &Event)
     })
 }
 
-pub(crate) fn missing<'a>(code: Code, message: String, tag: &str, known: impl Iterator<Item = &'a str> + Clone) -> Error {
+pub(crate) fn missing<'a>(code: Code, message: &str, tag: &str, known: impl Iterator<Item = &'a str> + Clone) -> Error {
     let error = Error::new(code, format!("{message}{}", did_you_mean(tag, known.clone())));
     nearest(tag, known).into_iter().fold(error, |error, near| error.detail("didYouMean", near))
 }

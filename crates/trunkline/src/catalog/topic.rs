@@ -39,7 +39,6 @@ impl Catalog {
     /// # Errors
     /// `INPUT_INVALID`, `PRODUCT_NOT_FOUND`, `BROKER_NOT_FOUND`, `TOPIC_EXISTS`, `CONFIG_INVALID` (`partitions`),
     /// `STORE_FAILED`. Two topics that would share a name on one server are `INPUT_INVALID` with `details.reason: name_taken`.
-    #[expect(clippy::needless_pass_by_value, reason = "input is handed over in every call")]
     pub async fn create_topic(&self, product: Option<&str>, input: Value) -> Result<Arc<TopicDoc>> {
         let input = TopicInput::create(product, &input)?;
         let product = self.product_or_only(input.product.as_deref())?;
@@ -96,7 +95,6 @@ impl Catalog {
     ///
     /// # Errors
     /// As [`Catalog::create_topic`], and `TOPIC_NOT_FOUND`.
-    #[expect(clippy::needless_pass_by_value, reason = "input is handed over in every call")]
     pub async fn update_topic(&self, product: Option<&str>, tag: &str, patch: Value) -> Result<TopicUpdate> {
         let broker = ["messageBrokerTag", "brokerTag"].into_iter().find_map(|name| patch.get(name)).and_then(Value::as_str);
         let event = event_of("tag", tag, broker)?;
@@ -133,9 +131,11 @@ impl Catalog {
                 if own == old.own_name(&env.slug, env.kind) {
                     continue;
                 }
-                let epoch = snapshot.version() + 1;
-                let named = Physical { epoch, ..name_in(&node.doc, env, &doc, oldest)? };
-                if doc.physical.get(&env.slug).is_some_and(|kept| kept.name != named.name) {
+                let Some(kept) = doc.physical.get(&env.slug) else { continue };
+                let named = name_in(&node.doc, env, &doc, oldest)?;
+                if kept.name != named.name {
+                    // the shards are fixed, and the version says that the route is another now
+                    let named = Physical { epoch: snapshot.version() + 1, shards: kept.shards, ..named };
                     doc.physical.insert(env.slug.clone(), named);
                     renamed.push(env.slug.clone());
                 }
@@ -222,7 +222,7 @@ fn fill(doc: &mut TopicDoc, input: &TopicInput, broker: &BrokerDoc) -> Result<()
     doc.defaults = input.defaults.clone().unwrap_or_else(|| doc.defaults.clone());
     let envs: Vec<&str> = broker.envs.iter().map(|env| env.slug.as_str()).collect();
     doc.queue_urls = input.queue_urls(&envs)?.unwrap_or_else(|| std::mem::take(&mut doc.queue_urls));
-    if let Some(own) = doc.names.iter().find(|own| !envs.contains(&own.slug.as_str())) {
+    if let Some(own) = input.names.iter().flatten().find(|own| !envs.contains(&own.slug.as_str())) {
         let near = crate::config::shape::did_you_mean(&own.slug, envs.iter().copied());
         return Err(Error::input("names", format!("`names`: broker '{}' has no env '{}'{near}", broker.tag, own.slug)));
     }
@@ -319,7 +319,9 @@ pub(crate) fn check_taken(
             refuse(&other.doc, &slug.slug, &occupied(broker, slug, &other.doc, &keys))?;
         }
         for other in fresh.iter().filter(|other| !is_self(other) || slug.slug != env.slug) {
-            refuse(other, &slug.slug, &occupied(broker, slug, other, &[]))?;
+            let known = node.and_then(|node| node.topics.get(other.topic_tag.as_str()));
+            let keys: Vec<&str> = known.iter().flat_map(|known| known.groups.keys().map(AsRef::as_ref)).collect();
+            refuse(other, &slug.slug, &occupied(broker, slug, other, &keys))?;
         }
     }
     Ok(())

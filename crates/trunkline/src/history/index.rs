@@ -226,9 +226,9 @@ impl Index {
 
     /// Gaps that touch these times, oldest first.
     pub(super) fn gaps(&self, from: Millis, to: Millis) -> rusqlite::Result<Vec<Gap>> {
-        let mut statement = self
-            .sql
-            .prepare_cached("SELECT gap_from, gap_to, count, reason FROM gap WHERE gap_to >= ?1 AND gap_from <= ?2 ORDER BY gap_from LIMIT 1000")?;
+        let mut statement = self.sql.prepare_cached(
+            "SELECT gap_from, gap_to, count, reason FROM gap WHERE gap_to >= ?1 AND gap_from <= ?2 ORDER BY gap_from LIMIT 1000",
+        )?;
         let gap = |row: &SqlRow<'_>| {
             Ok(Gap {
                 from: row.get::<_, i64>(0)? as u64,
@@ -314,9 +314,7 @@ fn add_counts(tx: &Transaction<'_>, deltas: &Deltas) -> rusqlite::Result<()> {
             .optional()?;
         let id = match known {
             Some(id) => id,
-            None => {
-                tx.prepare_cached("INSERT INTO series (product, env, broker, topic, grp) VALUES (?1, ?2, ?3, ?4, ?5)")?.insert(key)?
-            }
+            None => tx.prepare_cached("INSERT INTO series (product, env, broker, topic, grp) VALUES (?1, ?2, ?3, ?4, ?5)")?.insert(key)?,
         };
         for width in WIDTHS {
             let mut starts: Vec<(Millis, Counts)> = Vec::new();
@@ -344,7 +342,11 @@ fn add_to(tx: &Transaction<'_>, width: Millis, series: i64, start: Millis, mut c
     if let Some(stored) = stored {
         counts.merge_encoded(&stored).ok_or(rusqlite::Error::InvalidQuery)?;
     }
-    tx.prepare_cached("INSERT OR REPLACE INTO rollup (width, series, start, counts) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![width as i64, series, start as i64, counts.encode()])?;
+    tx.prepare_cached("INSERT OR REPLACE INTO rollup (width, series, start, counts) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+        width as i64,
+        series,
+        start as i64,
+        counts.encode()
+    ])?;
     Ok(())
 }

@@ -10,12 +10,12 @@ use tokio::sync::oneshot;
 
 use crate::error::{Code, Error, Result};
 
+use super::Batch;
 use super::index::Gap;
 use super::open::Options;
 use super::row::{Queued, len};
 use super::sink::{Builder, Sink, Work};
 use super::spill::Spill;
-use super::Batch;
 
 /// Records the queue holds at most.
 pub(super) const CAPACITY: usize = 16_384;
@@ -297,4 +297,3 @@ fn merge(gaps: &mut Vec<Gap>, gap: Gap) {
         _ => gaps.push(gap),
     }
 }
-

@@ -57,7 +57,8 @@ fn due(index: &Index, max_bytes: u64, now: Millis) -> rusqlite::Result<Vec<(i64,
         class_bytes: u64,
         live: u64,
     }
-    let mut statement = index.sql.prepare_cached("SELECT id, name, class, age_ms, class_bytes, day, live, bytes FROM file ORDER BY day, id")?;
+    let mut statement =
+        index.sql.prepare_cached("SELECT id, name, class, age_ms, class_bytes, day, live, bytes FROM file ORDER BY day, id")?;
     let files = statement.query_map([], |row| {
         let (age, day) = (row.get::<_, i64>(3)? as u64, row.get::<_, i64>(5)? as u64);
         let live = row.get::<_, i64>(6)?.max(0) as u64;
@@ -105,8 +106,9 @@ fn drop_file(index: &mut Index, file: i64) -> rusqlite::Result<()> {
 
 /// Gives the room of replaced blocks back to the file system, where it takes it.
 fn give_back(index: &Index, root: &Path, now: Millis) -> rusqlite::Result<()> {
-    let mut statement =
-        index.sql.prepare_cached("SELECT freed.id, name, offset, len FROM freed JOIN file ON file.id = freed.file WHERE at <= ?1 LIMIT 1000")?;
+    let mut statement = index
+        .sql
+        .prepare_cached("SELECT freed.id, name, offset, len FROM freed JOIN file ON file.id = freed.file WHERE at <= ?1 LIMIT 1000")?;
     let freed = statement.query_map([now.saturating_sub(GRACE) as i64], |row| {
         Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)? as u64, row.get::<_, u32>(3)?))
     })?;

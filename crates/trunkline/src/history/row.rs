@@ -203,9 +203,7 @@ impl Queued {
                 produced(filed, producer, &items[item], self.sizes.as_ref().map(|sizes| sizes[item]))
             }
             Batch::Attempts { filed, group, consumer, items } => attempt(filed, group, consumer, &items[item]),
-            Batch::Replayed { filed, id, by, at } => {
-                Row { other: Some(*by), ..Row::bare(*id, Kind::Replayed, Place::from(&**filed), *at) }
-            }
+            Batch::Replayed { filed, id, by, at } => Row { other: Some(*by), ..Row::bare(*id, Kind::Replayed, Place::from(&**filed), *at) },
         }
     }
 }

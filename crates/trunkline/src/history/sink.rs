@@ -141,8 +141,7 @@ impl Sink {
             len: block.bytes.len() as u32,
             meta: block.meta,
         });
-        let change =
-            Change { blocks: blocks.collect(), deltas: Some(&work.deltas), gaps: &work.gaps, removed, once, now };
+        let change = Change { blocks: blocks.collect(), deltas: Some(&work.deltas), gaps: &work.gaps, removed, once, now };
         let applied = self.index.apply(&change);
         if applied.is_err() {
             // What was appended is not known to the index, and retention must be able to find the file.

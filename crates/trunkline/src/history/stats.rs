@@ -160,7 +160,14 @@ impl StatsQuery {
 }
 
 /// Goes through the roll-ups of a span, each moment of it once, in the widest buckets that fit.
-fn walk(reader: &Reader, query: &StatsQuery, from: Millis, to: Millis, widest: Millis, mut each: impl FnMut(Whose, Millis, Counts)) -> Result<()> {
+fn walk(
+    reader: &Reader,
+    query: &StatsQuery,
+    from: Millis,
+    to: Millis,
+    widest: Millis,
+    mut each: impl FnMut(Whose, Millis, Counts),
+) -> Result<()> {
     let mut spans = Vec::new();
     cover(from, to, WIDTHS.iter().position(|width| *width == widest).unwrap_or(0), &mut spans);
     let mut wheres = String::new();
@@ -207,7 +214,11 @@ fn cover(from: Millis, to: Millis, level: usize, out: &mut Vec<(Millis, Millis, 
     let width = WIDTHS[level];
     let (inner_from, inner_to) = (from.next_multiple_of(width), to - to % width);
     if level == 0 || inner_from >= inner_to {
-        if level == 0 { out.push((width, from, to)) } else { cover(from, to, level - 1, out) }
+        if level == 0 {
+            out.push((width, from, to))
+        } else {
+            cover(from, to, level - 1, out)
+        }
         return;
     }
     cover(from, inner_from, level - 1, out);

@@ -135,7 +135,7 @@ proptest! {
         let mut seen: HashMap<(ProviderKind, String), Vec<String>> = HashMap::new();
         let n = text.len();
         for i in 1..n { for j in i + 1..n { for k in j + 1..n {
-            let cut = vec![text[..i].to_owned(), text[i..j].to_owned(), text[j..k].to_owned(), text[k..].to_owned()];
+            let cut = [text[..i].to_owned(), text[i..j].to_owned(), text[j..k].to_owned(), text[k..].to_owned()];
             let trimmed: Vec<String> = cut.iter().map(|part| part.strip_prefix(['.', '-', '_']).unwrap_or(part).to_owned()).collect();
             if !trimmed.iter().all(|part| crate::event::is_tag(part)) { continue; }
             for kind in ProviderKind::ALL.iter().copied() {

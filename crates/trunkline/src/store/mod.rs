@@ -21,7 +21,6 @@ use crate::message::{Headers, MessageId, Millis};
 pub mod datadir;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
-pub mod datadir;
 
 /// How far the store's knowledge reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
