@@ -5,6 +5,7 @@ mod breaker;
 pub mod capability;
 pub mod catalog;
 pub mod config;
+pub mod connection;
 pub mod consume;
 mod consumer;
 pub mod dead_letter;
@@ -26,6 +27,7 @@ pub mod provider;
 pub mod replay;
 mod route;
 pub mod secret;
+pub mod stats;
 pub mod store;
 mod trunkline;
 
