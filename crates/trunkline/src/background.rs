@@ -44,11 +44,25 @@ impl Inner {
                 }
             });
         };
-        each(LOOK, |inner| Box::pin(async move { inner.catalog.refresh().await.map(drop) }));
+        each(LOOK, |inner| {
+            Box::pin(async move {
+                if inner.catalog.refresh().await? {
+                    inner.apply_pauses();
+                }
+                Ok(())
+            })
+        });
         each(HEARTBEAT, |inner| Box::pin(async move { inner.heartbeat().await }));
         each(SWEEP, |inner| Box::pin(async move { inner.sweep().await }));
         each(Duration::from_secs(5), |inner| Box::pin(async move { inner.adopt_jobs().await }));
         self.tasks.spawn(publish_delayed(Arc::downgrade(self), self.end.clone(), self.delayed.clone()));
+    }
+
+    /// Brings the consumers of this process to what the catalogue says of their groups.
+    pub(crate) fn apply_pauses(&self) {
+        for engine in self.engines.lock().iter().filter_map(Weak::upgrade) {
+            engine.set_paused(self.is_paused(&engine.filed.address, &engine.group));
+        }
     }
 
     async fn sweep(&self) -> Result<()> {
@@ -60,8 +74,8 @@ impl Inner {
 
     /// Goes on with jobs whose process died.
     async fn adopt_jobs(self: Arc<Self>) -> Result<()> {
-        for product in self.catalog.product_tags() {
-            for job in self.store.jobs(&product).await?.into_iter().filter(|job| job.state == "running") {
+        for product in self.catalog.list_products() {
+            for job in self.store.jobs(&product.tag).await?.into_iter().filter(|job| job.state == "running") {
                 let Some(env) = job.spec["env"].as_str() else { continue };
                 let env = crate::trunkline::Env::new(self.clone(), &job.product, env);
                 // Returns at once where another process holds the job's lease.

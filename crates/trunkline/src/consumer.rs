@@ -18,6 +18,7 @@ use crate::lot::store::StoreLot;
 use crate::lot::topics::TopicLot;
 use crate::message::{MessageId, header};
 use crate::policy::{LotPlace, Schedule};
+use crate::policy_config::{self, OnStoreDown};
 use crate::produce::{ProduceOptions, produce};
 use crate::provider::{GroupSpec, Prefetch, Start};
 use crate::trunkline::Env;
@@ -324,7 +325,7 @@ impl Env {
         let entry = inner.catalog.route(self.product_tag(), self.slug(), &route.filed.address.event)?;
         let defaults = &entry.topic.defaults;
         let group: Arc<str> = options.group.as_deref().map_or_else(|| entry.default_group.clone(), Into::into);
-        let physical = inner.catalog.group_name(&entry, &group);
+        let physical: Arc<str> = entry.group_name(&group).into();
         let ordered = route.topic.ordered && !options.unordered;
         let schedule = options.retry.or_else(|| defaults.retry.clone().map(Into::into)).unwrap_or_default();
         let place = inner.plan(&entry, &schedule, ordered, &route.capabilities)?;
@@ -341,7 +342,9 @@ impl Env {
             None if route.capabilities.keeps_messages => Start::Earliest,
             None => Start::Latest,
         };
-        inner.catalog.know_group(&entry, &group).await?;
+        if !entry.groups.iter().any(|known| known.name == group && !known.is_default) {
+            inner.catalog.know_group(self.product_tag(), &route.filed.address.event, &group, Some(start.clone())).await?;
+        }
         let lot: Arc<dyn Lot> = match place {
             LotPlace::Store => Arc::new(StoreLot::new(inner.store.clone(), route.filed.address.clone(), group.clone())),
             LotPlace::Topics => Arc::new(TopicLot::of_group(
@@ -352,12 +355,13 @@ impl Env {
                 inner.store.clone(),
             )),
         };
-        let window = options.dedupe.or_else(|| defaults.dedupe.as_ref().and_then(|dedupe| dedupe.window()));
-        let dedupe = window.map(|window| Dedupe {
-            scope: format!("{}/{group}", route.filed.address),
-            window,
-            open_on_failure: !options.dedupe_closed,
-        });
+        let (window, open) = match (options.dedupe, defaults.dedupe) {
+            (Some(window), _) => (Some(window), !options.dedupe_closed),
+            (None, Some(policy_config::Dedupe::On { window, on_store_down })) => (Some(window), on_store_down == OnStoreDown::Open),
+            (None, _) => (None, true),
+        };
+        let scope = format!("{}/{group}", route.filed.address);
+        let dedupe = window.map(|window| Dedupe { scope, window, open_on_failure: open });
         let dead_letter = options.dead_letter.or_else(|| defaults.dead_letter.as_ref().map(ToString::to_string));
         let copy = match dead_letter {
             Some(event) => Some(self.dead_letter_copy(&event).await?),
@@ -374,7 +378,7 @@ impl Env {
             filed: route.filed.clone(),
             store: inner.store.clone(),
             lot,
-            recorder: inner.recorder(),
+            recorder: inner.recorder.clone(),
             dedupe,
             dead_letter_copy: copy,
             route_epoch: entry.epoch,
@@ -390,9 +394,7 @@ impl Env {
             },
         };
         let engine = Engine::start(parts, handler).await.map_err(subscribe_failed)?;
-        if inner.catalog.is_group_paused(&entry, &group) {
-            engine.set_paused(true);
-        }
+        engine.set_paused(inner.is_paused(&route.filed.address, &group));
         inner.engines.lock().push(Arc::downgrade(&engine));
         Ok(Consumer { engine, event: route.filed.address.event.clone() })
     }

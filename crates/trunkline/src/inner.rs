@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -23,7 +23,7 @@ use crate::lot::topics::TopicLot;
 use crate::message::{MessageId, millis};
 use crate::policy::{LotPlace, Schedule, Wishes, plan};
 use crate::produce::sender::Sender;
-use crate::provider::{GroupSpec, Provider, Start, TopicSpec};
+use crate::provider::{GroupSpec, Provider, Start};
 use crate::route::Route;
 use crate::store::{Address, Scope, Store};
 
@@ -32,6 +32,7 @@ pub(crate) struct Inner {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) catalog: Catalog,
     pub(crate) history: History,
+    pub(crate) recorder: Recorder,
     pub(crate) directory: PathBuf,
     pub(crate) single_host: bool,
     pub(crate) lot_on_broker: bool,
@@ -46,7 +47,6 @@ pub(crate) struct Inner {
     providers: tokio::sync::Mutex<HashMap<ProviderKey, Arc<dyn Provider>>>,
     routes: RwLock<HashMap<Address, Arc<Route>>>,
     opening: tokio::sync::Mutex<()>,
-    routes_version: AtomicU64,
     closed: std::sync::atomic::AtomicBool,
 }
 
@@ -64,6 +64,7 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) catalog: Catalog,
     pub(crate) history: History,
+    pub(crate) recorder: Recorder,
     pub(crate) directory: PathBuf,
     pub(crate) single_host: bool,
     pub(crate) lot_on_broker: bool,
@@ -73,11 +74,12 @@ pub(crate) struct Parts {
 
 impl Inner {
     pub(crate) fn new(parts: Parts) -> Arc<Inner> {
-        let Parts { store, catalog, history, directory, single_host, lot_on_broker, sdk, host } = parts;
+        let Parts { store, catalog, history, recorder, directory, single_host, lot_on_broker, sdk, host } = parts;
         Arc::new(Inner {
             store,
             catalog,
             history,
+            recorder,
             directory,
             single_host,
             lot_on_broker,
@@ -91,23 +93,18 @@ impl Inner {
             providers: tokio::sync::Mutex::new(HashMap::new()),
             routes: RwLock::new(HashMap::new()),
             opening: tokio::sync::Mutex::new(()),
-            routes_version: AtomicU64::new(1),
             closed: std::sync::atomic::AtomicBool::new(false),
         })
     }
 
     /// Told to the history; never waits.
     pub(crate) fn record(&self, batch: Batch) {
-        self.recorder().record(batch);
-    }
-
-    pub(crate) fn recorder(&self) -> Recorder {
-        self.history.recorder()
+        self.recorder.record(batch);
     }
 
     /// Grows whenever a route may have changed, so that handles drop what they remember.
     pub(crate) fn routes_version(&self) -> u64 {
-        self.routes_version.load(Ordering::Acquire)
+        self.catalog.snapshot().version()
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
@@ -123,8 +120,10 @@ impl Inner {
     pub(crate) async fn route(&self, product: &str, env: &str, event: &str) -> Result<Arc<Route>> {
         self.check_open()?;
         // The order of checks is fixed: product, then the event's syntax, then broker, env and topic.
-        self.catalog.require_product(product)?;
-        let event: Event = event.parse()?;
+        let event: Event = match event.parse() {
+            Ok(event) => event,
+            Err(error) => return Err(self.catalog.list_brokers(product).err().unwrap_or(error)),
+        };
         let entry = self.catalog.route(product, env, &event)?;
         if let Some(route) = self.routes.read().get(&entry.address).filter(|route| route.epoch == entry.epoch) {
             return Ok(route.clone());
@@ -135,7 +134,6 @@ impl Inner {
         }
         let route = Arc::new(self.open_route(&entry).await?);
         let old = self.routes.write().insert(entry.address.clone(), route.clone());
-        self.routes_version.fetch_add(1, Ordering::AcqRel);
         if let Some(old) = old {
             // What was handed to the old side is still confirmed there.
             self.tasks.spawn(async move { old.sender.close(Instant::now() + crate::produce::TIMEOUT).await });
@@ -145,25 +143,26 @@ impl Inner {
 
     async fn open_route(&self, entry: &RouteEntry) -> Result<Route> {
         let provider = self.provider(entry.kind, &entry.config).await?;
-        let topic = TopicSpec { name: entry.name.clone(), shards: entry.topic.shards, ordered: entry.topic.ordered() };
+        let topic = entry.topic_spec();
         let capabilities = provider.capabilities(&topic);
+        let retention = entry.topic.retention.unwrap_or_default();
         let class = Class {
             capture: entry.topic.capture,
-            age_ms: entry.topic.retention.age.map_or(0, millis),
-            bytes: entry.topic.retention.bytes.unwrap_or(0),
+            age_ms: retention.age.map_or(0, millis),
+            bytes: retention.bytes.unwrap_or(0),
         };
         let filed = Arc::new(Filed { address: entry.address.clone(), provider: entry.kind.as_str(), class });
         // A produce asks only for what is confirmed; the retry schedule is the consumer's wish.
         let never = Schedule::never();
         self.plan(entry, &never, false, &capabilities)?;
         // What is produced before the first consume is delivered to it: every group the catalogue knows is made now.
-        let groups: Vec<GroupSpec> =
-            entry.groups.iter().map(|group| GroupSpec { name: group.clone(), start: Start::Earliest }).collect();
+        let start = if capabilities.keeps_messages { Start::Earliest } else { Start::Latest };
+        let groups: Vec<GroupSpec> = entry.groups.iter().map(|group| entry.group_spec(&group.name, &start)).collect();
         let ensured = provider.ensure(&topic, &groups).await?;
         for drift in &ensured.drift {
             tracing::warn!(address = %entry.address, %drift, "the broker differs from the catalogue");
         }
-        let sender = Sender::new(provider.clone(), topic.clone(), filed.clone(), self.process.clone(), self.recorder());
+        let sender = Sender::new(provider.clone(), topic.clone(), filed.clone(), self.process.clone(), self.recorder.clone());
         let delays = if self.lot_place(entry.kind) == LotPlace::Topics {
             let lot = TopicLot::of_delays(provider.clone(), &topic, entry.address.clone(), self.store.clone());
             lot.ensure().await?;
@@ -247,7 +246,18 @@ impl Inner {
             provider.close(Instant::now() + left.min(Duration::from_secs(5))).await;
         }
         self.leave_registry().await;
-        self.history.close().await;
+        if let Err(error) = self.history.close().await {
+            tracing::warn!(%error, "the last of the history could not be written");
+        }
         self.store.close().await;
+    }
+}
+
+impl Inner {
+    /// Whether the catalogue says that the group is paused.
+    pub(crate) fn is_paused(&self, address: &Address, group: &str) -> bool {
+        self.catalog
+            .route(&address.product, &address.env, &address.event)
+            .is_ok_and(|entry| entry.groups.iter().any(|known| &*known.name == group && known.paused))
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::error::{Code, Error, Result};
 use crate::history::Batch;
-use crate::history::record::Record;
+use crate::history::record::{Record, Status};
 use crate::message::{Headers, MessageId, header, now_ms};
 use crate::produce::{ProduceOptions, produce};
 use crate::provider::ReadFrom;
@@ -48,20 +48,21 @@ impl Env {
                 .next("list messages with `trunkline messages query`")
         })?;
         if !how.force {
-            if let Some(by) = record.replayed_by() {
+            if let Some(by) = record.replayed_by {
                 return Err(Error::new(Code::AlreadyReplayed, format!("message {id} was replayed as {by}"))
                     .detail("replayedBy", by.to_string())
                     .next("pass `force` to replay it once more"));
             }
-            if matches!(record.status(), "pending" | "retrying") {
-                return Err(Error::input("force", format!("message {id} is {}: a replay would double it", record.status()))
+            if matches!(record.status, Status::Pending | Status::Retrying) {
+                return Err(Error::input("force", format!("message {id} is not settled yet: a replay would double it"))
                     .next("pass `force` to replay it all the same"));
             }
         }
-        let route = self.inner().route(self.product_tag(), self.slug(), record.event()).await?;
-        let (payload, headers, key) = match (how.payload, record.payload_bytes()) {
-            (Some(edited), _) => (edited, record.header_list(), record.key_bytes()),
-            (None, Some(payload)) => (payload, record.header_list(), record.key_bytes()),
+        let route = self.inner().route(self.product_tag(), self.slug(), &record.event).await?;
+        let recorded = (record.headers.clone(), record.key.as_ref().map(|key| key.0.clone()));
+        let (payload, (headers, key)) = match (how.payload, &record.payload) {
+            (Some(edited), _) => (edited, recorded),
+            (None, Some(payload)) => (payload.0.clone(), recorded),
             (None, None) => self.read_back(&route, &record).await?,
         };
         let headers: Headers = headers.iter().filter(|(name, _)| !name.starts_with(header::PREFIX)).map(|(n, v)| (n, v.clone())).collect();
@@ -99,15 +100,15 @@ impl Env {
     }
 
     /// A payload that was not captured is read from the broker by position, where it still lies.
-    async fn read_back(&self, route: &crate::route::Route, record: &Record) -> Result<(Bytes, Headers, Option<Bytes>)> {
+    async fn read_back(&self, route: &crate::route::Route, record: &Record) -> Result<(Bytes, (Headers, Option<Bytes>))> {
         let gone = || {
             Error::new(Code::MessageNotFound, "the payload of this message was not kept, and it no longer lies on the broker")
                 .reason("payload_not_kept")
                 .next("set the topic's `capture` to `full` for the messages to come")
         };
-        let position = record.position().filter(|_| route.capabilities.keeps_messages).ok_or_else(gone)?;
+        let position = record.position.filter(|_| route.capabilities.keeps_messages).ok_or_else(gone)?;
         let found = route.provider.read(&route.topic, ReadFrom::Position(position), 1).await?;
-        let stored = found.into_iter().find(|stored| stored.position == position && stored.id == Some(record.id())).ok_or_else(gone)?;
-        Ok((stored.payload, stored.headers, stored.key))
+        let stored = found.into_iter().find(|stored| stored.position == position && stored.id == Some(record.process_id)).ok_or_else(gone)?;
+        Ok((stored.payload, (stored.headers, stored.key)))
     }
 }

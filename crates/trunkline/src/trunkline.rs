@@ -136,10 +136,12 @@ impl Builder {
         let sealer = Arc::new(directory.sealer()?);
         let catalog = Catalog::open(store.clone(), sealer).await?;
         let history = History::open(&directory.path().join("history"), HistoryOptions::default())?;
+        let recorder = history.recorder()?;
         let inner = Inner::new(Parts {
             store,
             catalog,
             history,
+            recorder,
             directory: directory.path().to_owned(),
             single_host: self.single_host,
             lot_on_broker: self.lot_on_broker,

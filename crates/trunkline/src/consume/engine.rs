@@ -460,9 +460,6 @@ impl Engine {
         let drained = async {
             while self.lanes.lock().by_shard.contains_key(&shard) {
                 self.space.notified().await;
-                // Others wait for the same word.
-                self.space.notify_one();
-                tokio::task::yield_now().await;
             }
         };
         let _ = tokio::time::timeout_at(deadline.into(), drained).await;

@@ -330,3 +330,19 @@ pub fn stage(name: &'static str, since: Instant, result: Result<(), (Error, &str
         },
     }
 }
+
+/// Opens the connection of a resolved config. This and [`crate::config::ProviderConfig`] are the one list of providers.
+///
+/// # Errors
+/// `CAPABILITY_UNSUPPORTED` naming the feature if the provider is not compiled in; else as the provider's.
+pub async fn open(config: &crate::config::ProviderConfig, data: &std::path::Path) -> Result<Arc<dyn Provider>> {
+    use crate::config::ProviderConfig;
+    match config {
+        #[cfg(feature = "embedded")]
+        ProviderConfig::Embedded(config) => Ok(Arc::new(embedded::Embedded::open_config(config, data)?)),
+        other => {
+            other.kind().require_compiled_in()?;
+            Err(Error::new(Code::CapabilityUnsupported, format!("{} cannot be opened by this version", other.kind().as_str())))
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 
 /// The name of the file in the data directory.
 pub(super) const FILE: &str = "state.db";
-/// A file up to this size is checked as a whole when it is opened; that takes some 10 ms.
+/// A file up to this size is checked as a whole when it is opened: a few ms.
 const CHECKED_BYTES: u64 = 8 << 20;
 
 /// Looks at directory and file without changing anything: what cannot be opened is left byte by byte as it is.
@@ -88,21 +89,46 @@ pub(super) fn writer(path: &Path, busy_timeout: Duration) -> Result<Connection> 
     OpenOptions::new().create(true).truncate(false).append(true).mode(0o600).open(path).map_err(|error| {
         unreadable(path, &error).reason(if error.kind() == std::io::ErrorKind::PermissionDenied { "read_only" } else { "cannot_open" })
     })?;
+    let checked = verify_still(path).or_else(|_| verify_still(path))?;
     let db = connect(path, busy_timeout)?;
     // Until the file has proved to be ours and whole, even closing it must not write to it.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).doing("open the store")?;
-    schema::version(&db)?;
-    let small = std::fs::metadata(path).is_ok_and(|meta| meta.len() <= CHECKED_BYTES);
-    if small {
+    verify(&db, path, !checked)?;
+    wal(&db, deadline)?;
+    schema::migrate(&db, deadline)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).doing("open the store")?;
+    Ok(db)
+}
+
+/// Checks a file that nobody has open without leaving a trace: the usual way would put a journal beside it. `false` if it
+/// is in use. Takes no lock, so a failure may also come from a process that opened the file under our eyes.
+fn verify_still(path: &Path) -> Result<bool> {
+    let in_use = || std::fs::metadata(path.with_extension("db-wal")).is_ok_and(|meta| meta.len() > 0);
+    if in_use() || std::fs::metadata(path).is_ok_and(|meta| meta.len() == 0) {
+        return Ok(false);
+    }
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        let plain = byte.is_ascii_alphanumeric() || b"/._-".contains(byte);
+        if plain { uri.push(char::from(*byte)) } else { uri.push_str(&format!("%{byte:02X}")) }
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let db = Connection::open_with_flags(uri + "?immutable=1", flags).doing("open the store")?;
+    if let Err(error) = verify(&db, path, true) {
+        return if in_use() { Ok(false) } else { Err(error) };
+    }
+    Ok(true)
+}
+
+fn verify(db: &Connection, path: &Path, whole: bool) -> Result<()> {
+    schema::version(db)?;
+    if whole && std::fs::metadata(path).is_ok_and(|meta| meta.len() <= CHECKED_BYTES) {
         let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).doing("check the store")?;
         if verdict != "ok" {
             return Err(damaged(&verdict));
         }
     }
-    wal(&db, deadline)?;
-    schema::migrate(&db, deadline)?;
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).doing("open the store")?;
-    Ok(db)
+    Ok(())
 }
 
 /// One more connection, for reading.

@@ -1,0 +1,270 @@
+//! What the store promises, mostly with two stores open on one directory: they share nothing but the file.
+
+mod idempotency;
+mod lot;
+mod opening;
+mod speed;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::db::Db;
+use super::{Clock, Options, SqliteStore};
+use crate::delivery::Position;
+use crate::error::{Code, Error};
+use crate::message::{Headers, MessageId, Millis};
+use crate::store::*;
+
+/// A directory, and a time that moves only when told.
+struct Bed {
+    dir: tempfile::TempDir,
+    time: Arc<AtomicU64>,
+}
+
+const START: Millis = 1_800_000_000_000;
+
+impl Bed {
+    fn new() -> Self {
+        Bed { dir: tempfile::tempdir().unwrap(), time: Arc::new(AtomicU64::new(START)) }
+    }
+
+    fn options(&self) -> Options {
+        let time = self.time.clone();
+        Options { clock: Clock::new(move || time.load(Ordering::SeqCst)), ..Options::default() }
+    }
+
+    fn open(&self) -> SqliteStore {
+        SqliteStore::open(self.dir.path(), self.options()).unwrap()
+    }
+
+    fn pass(&self, ms: u64) {
+        self.time.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    fn now(&self) -> Millis {
+        self.time.load(Ordering::SeqCst)
+    }
+}
+
+fn address(topic: &str) -> Address {
+    Address { product: "shop".into(), env: "dev".into(), event: format!("orders:{topic}").parse().unwrap() }
+}
+
+fn entry(state: LotState, n: u64) -> LotEntry {
+    LotEntry {
+        seq: 0,
+        state,
+        address: address("created"),
+        group: if state == LotState::Publish { "" } else { "billing" }.into(),
+        chain: None,
+        due_at: START,
+        attempts: 3,
+        reason: (state == LotState::Dead).then(|| "attempts_exhausted".to_owned()),
+        error: Some(format!("no connection {}\nat line 1", n % 3)),
+        died_at: None,
+        job: None,
+        message: LotMessage {
+            id: MessageId::derived(START, &[&n.to_le_bytes()]),
+            key: Some(Bytes::from(format!("key-{n}"))),
+            headers: Headers::from_iter([("tenant", Bytes::from_static(b"a"))]),
+            payload: Bytes::from(format!("{{\"n\":{n}}}")),
+            produced_at: START - 5,
+            position: Position { shard: 0, offset: u64::MAX - n },
+        },
+    }
+}
+
+fn job(id: &str) -> Job {
+    Job {
+        id: id.to_owned(),
+        kind: "reprocess".to_owned(),
+        product: "shop".to_owned(),
+        state: "running".to_owned(),
+        spec: json!({ "all": true }),
+        cursor: 0,
+        matched: 0,
+        done: 0,
+        failed: 0,
+        skipped: 0,
+        results: Vec::new(),
+        created_at: START,
+        updated_at: START,
+    }
+}
+
+const LEASE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn writes_of_many_callers_share_a_commit_and_one_failure_stays_alone() {
+    let bed = Bed::new();
+    // Each transaction takes the time once, so on a clock that ticks with each look the time names the transaction.
+    let time = bed.time.clone();
+    let clock = Clock::new(move || time.fetch_add(1, Ordering::SeqCst));
+    let store = SqliteStore::open(bed.dir.path(), Options { clock, ..Options::default() }).unwrap();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let blocker = store.write(1, move |_| {
+        let _ = held.recv();
+        Ok(())
+    });
+    let calls = futures_util::future::join_all((0..100_u64).map(|n| {
+        store.write(1, move |db| {
+            db.run("test", "INSERT INTO dedupe_scope (name) VALUES (?1)", [n.to_string()])?;
+            match n {
+                77 => Err(Error::store("this one fails")),
+                78 => panic!("this one panics"),
+                _ => Ok(db.now.get()),
+            }
+        })
+    }));
+    let (blocked, results, ()) = tokio::join!(blocker, calls, async move { release.send(()).unwrap() });
+    blocked.unwrap();
+    let failed: Vec<usize> = (0..100).filter(|n| results[*n].is_err()).collect();
+    assert_eq!(failed, [77, 78]);
+    let mut transactions: Vec<Millis> = results.into_iter().flatten().collect();
+    transactions.dedup();
+    assert_eq!(transactions.len(), 1, "all were written by one commit");
+    let kept = |db: &Db| db.first("test", "SELECT count(*) FROM dedupe_scope", [], |row| row.get::<_, i64>(0));
+    assert_eq!(store.read(kept).await.unwrap(), Some(98));
+    // The target cache must not remember what was rolled back with a failed step.
+    store.lot_put(vec![entry(LotState::Dead, 1)]).await.unwrap();
+    assert_eq!(store.lot_count(&LotFilter::default()).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_failed_step_takes_its_new_group_back() {
+    let bed = Bed::new();
+    let store = bed.open();
+    let group = Arc::<str>::from("g");
+    let failing = {
+        let group = group.clone();
+        store.write(1, move |db| db.target(&address("created"), &group).and_then(|_| Err::<(), _>(Error::store("no"))))
+    };
+    assert!(failing.await.is_err());
+    let mut one = entry(LotState::Waiting, 1);
+    one.group = group;
+    store.lot_put(vec![one.clone()]).await.unwrap();
+    assert_eq!(store.lot_list(&LotFilter::default(), 10, 0, false).await.unwrap(), [LotEntry { seq: 1, ..one }]);
+}
+
+#[tokio::test]
+async fn the_catalogue_is_written_by_whoever_saw_the_last_version() {
+    let bed = Bed::new();
+    let (a, b) = (bed.open(), bed.open());
+    let put = |path: &str, n: i32| DocChange::Put(Doc { kind: DocKind::Topic, path: path.to_owned(), body: json!({ "n": n }) });
+    assert_eq!(a.catalog().await.unwrap(), (0, vec![]));
+    assert_eq!(a.catalog_write(0, vec![put("shop/orders:created", 1), put("shop/orders:paid", 1)]).await.unwrap(), Some(1));
+    assert_eq!(b.catalog_write(0, vec![put("shop/orders:created", 2)]).await.unwrap(), None);
+    assert_eq!(b.catalog_version().await.unwrap(), 1);
+    let remove = DocChange::Remove(DocKind::Topic, "shop/orders:paid".to_owned());
+    assert_eq!(b.catalog_write(1, vec![put("shop/orders:created", 2), remove]).await.unwrap(), Some(2));
+    let (version, docs) = a.catalog().await.unwrap();
+    assert_eq!((version, docs.len(), &docs[0].body), (2, 1, &json!({ "n": 2 })));
+}
+
+#[tokio::test]
+async fn a_lease_has_one_owner_and_its_epoch_never_comes_again() {
+    let bed = Bed::new();
+    let (a, b) = (bed.open(), bed.open());
+    assert_eq!(a.lease_take("work", "a", LEASE).await.unwrap(), Some(1));
+    assert_eq!(b.lease_take("work", "b", LEASE).await.unwrap(), None);
+    assert_eq!(a.lease_take("work", "a", LEASE).await.unwrap(), Some(1), "renewed");
+    bed.pass(30_000);
+    assert_eq!(b.lease_take("work", "b", LEASE).await.unwrap(), Some(2), "expired");
+    a.lease_release("work", "a").await.unwrap();
+    assert_eq!(a.lease_take("work", "a", LEASE).await.unwrap(), None, "what is not ours is not given back");
+    b.lease_release("work", "b").await.unwrap();
+    assert_eq!(b.lease_take("work", "b", LEASE).await.unwrap(), Some(3));
+}
+
+#[tokio::test]
+async fn members_age_and_leave() {
+    let bed = Bed::new();
+    let store = bed.open();
+    let member = |id: &str, topic: &str, rate: f64| Member {
+        id: id.to_owned(),
+        role: MemberRole::Consumer,
+        address: address(topic),
+        group: Some("billing".to_owned()),
+        host: "h".to_owned(),
+        pid: 1,
+        sdk: "rust".to_owned(),
+        version: "0".to_owned(),
+        state: "live".to_owned(),
+        rate,
+        in_flight: 0,
+        route_epoch: 1,
+        last_progress_at: None,
+        last_seen_at: 0,
+    };
+    store.members_report(&[member("a", "created", 1.0), member("b", "paid", f64::INFINITY)]).await.unwrap();
+    bed.pass(10_000);
+    store.members_report(&[member("b", "paid", 2.0)]).await.unwrap();
+    let ids = |members: Vec<Member>| members.into_iter().map(|m| (m.id, m.last_seen_at - START)).collect::<Vec<_>>();
+    assert_eq!(ids(store.members(None, Duration::from_secs(60)).await.unwrap()), [("a".to_owned(), 0), ("b".to_owned(), 10_000)]);
+    assert_eq!(ids(store.members(None, Duration::from_secs(5)).await.unwrap()), [("b".to_owned(), 10_000)]);
+    assert_eq!(ids(store.members(Some(&address("created")), Duration::MAX).await.unwrap()), [("a".to_owned(), 0)]);
+    store.members_leave(&["a".to_owned()]).await.unwrap();
+    bed.pass(2 * 24 * 3600 * 1000);
+    assert_eq!(store.sweep().await.unwrap(), 1);
+    assert!(store.members(None, Duration::MAX).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_job_put_with_an_old_ledger_keeps_the_newer_one() {
+    let bed = Bed::new();
+    let store = bed.open();
+    assert_eq!(store.job_get("j").await.unwrap(), None);
+    store.job_put(&Job { cursor: 5, done: 5, results: vec![json!({ "seq": 5 })], ..job("j") }).await.unwrap();
+    store.job_put(&Job { state: "cancelled".to_owned(), ..job("j") }).await.unwrap();
+    let read = store.job_get("j").await.unwrap().unwrap();
+    assert_eq!((read.state.as_str(), read.cursor, read.done, read.results.len()), ("cancelled", 5, 5, 1));
+    store.job_put(&Job { created_at: START + 1, ..job("k") }).await.unwrap();
+    let ids: Vec<String> = store.jobs("shop").await.unwrap().into_iter().map(|job| job.id).collect();
+    assert_eq!(ids, ["k", "j"]);
+    bed.pass(31 * 24 * 3600 * 1000);
+    assert_eq!(store.sweep().await.unwrap(), 1, "what still runs stays");
+}
+
+#[tokio::test]
+async fn a_closed_store_says_so_and_leaves_no_thread() {
+    let bed = Bed::new();
+    let store = bed.open();
+    let put = store.lot_put(vec![entry(LotState::Dead, 1)]);
+    let (put, ()) = tokio::join!(put, store.close());
+    put.unwrap();
+    store.close().await;
+    assert_eq!(store.probe().await.unwrap_err().code(), Code::Closed);
+    assert_eq!(store.catalog_version().await.unwrap_err().code(), Code::Closed);
+    assert!(!bed.dir.path().join("state.db-wal").exists(), "the last connection folded its log into the file");
+    assert_eq!(bed.open().lot_count(&LotFilter::default()).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_store_that_is_busy_for_too_long_says_so() {
+    let bed = Bed::new();
+    let (a, b) =
+        (bed.open(), SqliteStore::open(bed.dir.path(), Options { busy_timeout: Duration::from_millis(20), ..bed.options() }).unwrap());
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (holding, holds) = tokio::sync::oneshot::channel();
+    let hold = a.write(1, move |_| {
+        let _ = holding.send(());
+        let _ = held.recv();
+        Ok(())
+    });
+    let ((), held) = tokio::join!(
+        async {
+            holds.await.unwrap();
+            let error = b.probe().await.unwrap_err();
+            assert_eq!((error.code(), error.detail_str("reason"), error.retryable()), (Code::StoreFailed, Some("busy"), true));
+            assert!(b.catalog_version().await.is_ok(), "reading goes on");
+            release.send(()).unwrap();
+        },
+        hold
+    );
+    held.unwrap();
+    b.probe().await.unwrap();
+}
