@@ -63,7 +63,19 @@ pub fn show(cells: &[Cell], json: bool) {
     }
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header([
-        "op", "side", "history", "bytes", "procs", "msg/s", "ratio", "cpu µs", "allocs", "p50 µs", "p99 µs", "worst µs", "slowest/mean",
+        "op",
+        "side",
+        "history",
+        "bytes",
+        "procs",
+        "msg/s",
+        "ratio",
+        "cpu µs",
+        "allocs",
+        "p50 µs",
+        "p99 µs",
+        "worst µs",
+        "slowest/mean",
     ]);
     let number = |value: Option<f64>, digits: usize| value.map_or_else(|| "-".into(), |v| format!("{v:.digits$}"));
     for c in cells {

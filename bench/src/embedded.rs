@@ -48,7 +48,10 @@ pub async fn open(dir: &Path, capture: &str) -> Result<(Trunkline, Env), Error> 
     if trunkline.catalog().topic("bench", EVENT).is_err() {
         trunkline
             .catalog()
-            .create_broker(Some("bench"), &json!({ "name": "Bench", "tag": "bench", "envs": [{ "slug": "prd", "type": "EMBEDDED", "config": {} }] }))
+            .create_broker(
+                Some("bench"),
+                &json!({ "name": "Bench", "tag": "bench", "envs": [{ "slug": "prd", "type": "EMBEDDED", "config": {} }] }),
+            )
             .await?;
         trunkline.catalog().create_topic(Some("bench"), &json!({ "name": "Messages", "tag": EVENT, "capture": capture })).await?;
     }
@@ -72,7 +75,15 @@ impl Measure {
     }
 }
 
-fn cell(args: &Args, op: &'static str, side: &'static str, history: &'static str, processes: usize, runs: Vec<f64>, cost: &[(f64, f64)]) -> Cell {
+fn cell(
+    args: &Args,
+    op: &'static str,
+    side: &'static str,
+    history: &'static str,
+    processes: usize,
+    runs: Vec<f64>,
+    cost: &[(f64, f64)],
+) -> Cell {
     let cpu: Vec<f64> = cost.iter().map(|c| c.0).collect();
     let allocations: Vec<f64> = cost.iter().map(|c| c.1).collect();
     Cell {

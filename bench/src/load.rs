@@ -42,7 +42,8 @@ where
 
 /// 256 bytes that look like an order, different each time.
 pub fn payload(size: usize, n: u64) -> bytes::Bytes {
-    let head = format!(r#"{{"orderId":"{n:012}","customerId":"cust_{:06}","total":{}.{:02},"note":""#, n * 7919 % 100_000, n % 997, n % 100);
+    let head =
+        format!(r#"{{"orderId":"{n:012}","customerId":"cust_{:06}","total":{}.{:02},"note":""#, n * 7919 % 100_000, n % 997, n % 100);
     let mut out = Vec::with_capacity(size);
     out.extend_from_slice(head.as_bytes());
     let words = ["alpha ", "bravo ", "charlie ", "delta ", "echo ", "foxtrot ", "golf ", "hotel "];

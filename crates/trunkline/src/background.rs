@@ -117,7 +117,12 @@ impl Inner {
                 rate,
                 last_progress_at: last,
                 in_flight: route.sender.waiting() as u64,
-                ..self.member(format!("{}/{}", self.process, route.filed.address), MemberRole::Producer, route.epoch, route.filed.address.clone())
+                ..self.member(
+                    format!("{}/{}", self.process, route.filed.address),
+                    MemberRole::Producer,
+                    route.epoch,
+                    route.filed.address.clone(),
+                )
             });
         }
         let mut engines = self.engines.lock();
@@ -226,7 +231,12 @@ async fn publish(route: &Arc<Route>, entry: &LotEntry) -> Result<()> {
 }
 
 /// Produces delayed publishes that wait on the broker, for as long as the route is open.
-pub(crate) async fn publish_from_topics(route: Weak<Route>, lot: Arc<crate::lot::topics::TopicLot>, member: Arc<str>, end: tokio_util::sync::CancellationToken) {
+pub(crate) async fn publish_from_topics(
+    route: Weak<Route>,
+    lot: Arc<crate::lot::topics::TopicLot>,
+    member: Arc<str>,
+    end: tokio_util::sync::CancellationToken,
+) {
     let mut feed: Option<Arc<dyn LotFeed>> = None;
     while !end.is_cancelled() {
         let work = async {
@@ -240,7 +250,9 @@ pub(crate) async fn publish_from_topics(route: Weak<Route>, lot: Arc<crate::lot:
             for (handle, entry) in due {
                 let settle = match publish(&route, &entry).await {
                     Ok(()) => LotSettle::Done,
-                    Err(error) => LotSettle::Wait { due_at: now_ms() + 5_000, attempts: entry.attempts + 1, error: Some(error.to_string()) },
+                    Err(error) => {
+                        LotSettle::Wait { due_at: now_ms() + 5_000, attempts: entry.attempts + 1, error: Some(error.to_string()) }
+                    }
                 };
                 settles.push((handle, settle));
             }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::consume::engine::{Dedupe, DeadLetterCopy, Engine, Options, Parts};
-use crate::consume::handler::{Batched, BatchVerdict, Context, FromPayload, Handler, IntoVerdict, Item, Single, Verdict};
+use crate::consume::engine::{DeadLetterCopy, Dedupe, Engine, Options, Parts};
+use crate::consume::handler::{BatchVerdict, Batched, Context, FromPayload, Handler, IntoVerdict, Item, Single, Verdict};
 use crate::consume::state::State;
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
@@ -414,7 +414,8 @@ impl Env {
                     }
                     // Derived, so that a copy made twice is recognised.
                     let id = MessageId::derived(entry.message.id.millis(), &[entry.message.id.as_bytes(), entry.group.as_bytes(), b"dead"]);
-                    let options = ProduceOptions { key: entry.message.key, headers, id: Some(id), trusted: true, ..ProduceOptions::default() };
+                    let options =
+                        ProduceOptions { key: entry.message.key, headers, id: Some(id), trusted: true, ..ProduceOptions::default() };
                     let route = route.clone();
                     async move { produce(&route, entry.message.payload, options).await }
                 });

@@ -125,7 +125,13 @@ impl Env {
     ///
     /// # Errors
     /// `MESSAGE_NOT_FOUND`.
-    pub async fn edit_dead_letter(&self, id: MessageId, group: Option<&str>, payload: Option<Bytes>, headers: Option<Headers>) -> Result<u64> {
+    pub async fn edit_dead_letter(
+        &self,
+        id: MessageId,
+        group: Option<&str>,
+        payload: Option<Bytes>,
+        headers: Option<Headers>,
+    ) -> Result<u64> {
         let mut edited = 0;
         for entry in self.dead_letter(id).await? {
             if group.is_none_or(|group| group == &*entry.group)
@@ -215,7 +221,8 @@ impl Env {
                 return Ok(());
             }
             let Some(mut job) = store.job_get(id).await?.filter(|job| job.state == "running") else { break };
-            let what: Reprocess = serde_json::from_value(job.spec["what"].clone()).map_err(|error| Error::store(format!("job {id} cannot be read: {error}")))?;
+            let what: Reprocess = serde_json::from_value(job.spec["what"].clone())
+                .map_err(|error| Error::store(format!("job {id} cannot be read: {error}")))?;
             let left = job.matched.saturating_sub(job.done + job.failed + job.skipped);
             let step = what.rate.map_or(STEP, |rate| (rate.max(1.0) as usize).clamp(1, STEP)).min(usize::try_from(left).unwrap_or(STEP));
             let filter = self.lot_filter(&what.filter);
@@ -224,7 +231,8 @@ impl Env {
             } else {
                 match what.target {
                     Target::Group => {
-                        let edit = what.payload.as_ref().map(|payload| LotEdit { payload: Some(payload.to_string().into()), headers: None });
+                        let edit =
+                            what.payload.as_ref().map(|payload| LotEdit { payload: Some(payload.to_string().into()), headers: None });
                         let revived = store.lot_revive(id, &filter, edit.as_ref(), step).await?;
                         self.record_reprocessed(&revived).await;
                         revived.len()
@@ -290,7 +298,9 @@ impl Env {
 
     async fn record_reprocessed(&self, entries: &[LotEntry]) {
         for entry in entries {
-            let Ok(route) = self.inner().route(&entry.address.product, &entry.address.env, entry.address.event.as_str()).await else { continue };
+            let Ok(route) = self.inner().route(&entry.address.product, &entry.address.env, entry.address.event.as_str()).await else {
+                continue;
+            };
             let item = crate::history::Attempt {
                 id: entry.message.id,
                 produced_at: entry.message.produced_at,

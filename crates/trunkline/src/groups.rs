@@ -75,9 +75,9 @@ impl Env {
     /// `GROUP_NOT_FOUND`.
     pub async fn group(&self, event: &str, group: &str) -> Result<GroupStatus> {
         self.groups(event).await?.into_iter().find(|status| status.name == group).ok_or_else(|| {
-            Error::new(Code::GroupNotFound, format!("no group '{group}' on {event}"))
-                .field("group")
-                .next(format!("list them with `trunkline groups list {event}`, or create it with `trunkline groups create {event} {group}`"))
+            Error::new(Code::GroupNotFound, format!("no group '{group}' on {event}")).field("group").next(format!(
+                "list them with `trunkline groups list {event}`, or create it with `trunkline groups create {event} {group}`"
+            ))
         })
     }
 

@@ -17,7 +17,7 @@ use crate::config::{ProviderConfig, ProviderKind};
 use crate::consume::engine::Engine;
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
-use crate::history::recorder::Recorder;
+use crate::history::Recorder;
 use crate::history::{Batch, Class, Filed, History};
 use crate::lot::topics::TopicLot;
 use crate::message::{MessageId, millis};
@@ -146,11 +146,7 @@ impl Inner {
         let topic = entry.topic_spec();
         let capabilities = provider.capabilities(&topic);
         let retention = entry.topic.retention.unwrap_or_default();
-        let class = Class {
-            capture: entry.topic.capture,
-            age_ms: retention.age.map_or(0, millis),
-            bytes: retention.bytes.unwrap_or(0),
-        };
+        let class = Class { capture: entry.topic.capture, age_ms: retention.age.map_or(0, millis), bytes: retention.bytes.unwrap_or(0) };
         let filed = Arc::new(Filed { address: entry.address.clone(), provider: entry.kind.as_str(), class });
         // A produce asks only for what is confirmed; the retry schedule is the consumer's wish.
         let never = Schedule::never();

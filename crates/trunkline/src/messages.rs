@@ -1,8 +1,8 @@
 //! What became of messages: one by its id, a page by a filter, figures over a time.
 
 use crate::error::Result;
-use crate::history::query::{Page, Query};
-use crate::history::record::Record;
+use crate::history::Record;
+use crate::history::{Page, Query};
 use crate::message::MessageId;
 use crate::trunkline::Env;
 

@@ -27,6 +27,12 @@ impl Default for Schedule {
     }
 }
 
+impl From<crate::policy_config::Retry> for Schedule {
+    fn from(retry: crate::policy_config::Retry) -> Self {
+        Schedule { delays: retry.delays, jitter: retry.jitter }
+    }
+}
+
 impl Schedule {
     /// No second attempt.
     #[must_use]

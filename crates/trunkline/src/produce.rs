@@ -142,7 +142,7 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
         Err(error) => {
             let unsent = error.details().get("ambiguous").and_then(serde_json::Value::as_bool) == Some(false);
             if unsent {
-                let _ = store.idempotency_abandon(&scoped, id).await;
+                let _ = store.idempotency_abandon(&scoped, id, &route.process).await;
             }
             Err(error)
         }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::error::{Code, Error, Result};
 use crate::history::Batch;
-use crate::history::record::{Record, Status};
+use crate::history::{Record, Status};
 use crate::message::{Headers, MessageId, header, now_ms};
 use crate::produce::{ProduceOptions, produce};
 use crate::provider::ReadFrom;
@@ -77,7 +77,8 @@ impl Env {
                 let mut headers = headers;
                 headers.set(header::REPLAY_OF, Bytes::copy_from_slice(id.as_bytes()));
                 let now = now_ms();
-                let message = LotMessage { id: new, key, headers, payload, produced_at: now, position: crate::delivery::Position::default() };
+                let message =
+                    LotMessage { id: new, key, headers, payload, produced_at: now, position: crate::delivery::Position::default() };
                 let entry = LotEntry {
                     seq: 0,
                     state: LotState::Waiting,
@@ -108,7 +109,8 @@ impl Env {
         };
         let position = record.position.filter(|_| route.capabilities.keeps_messages).ok_or_else(gone)?;
         let found = route.provider.read(&route.topic, ReadFrom::Position(position), 1).await?;
-        let stored = found.into_iter().find(|stored| stored.position == position && stored.id == Some(record.process_id)).ok_or_else(gone)?;
+        let stored =
+            found.into_iter().find(|stored| stored.position == position && stored.id == Some(record.process_id)).ok_or_else(gone)?;
         Ok((stored.payload, (stored.headers, stored.key)))
     }
 }

@@ -12,11 +12,14 @@ use serde::Serialize;
 
 use crate::catalog::Catalog;
 use crate::error::{Code, Error, Result};
-use crate::history::History;
+use crate::history::{History, Options as HistoryOptions};
 use crate::inner::{Inner, Parts};
 use crate::message::{Headers, Millis};
 use crate::produce::{ProduceOptions, Receipt, produce};
 use crate::route::Route;
+use crate::secret::Sealer;
+use crate::store::datadir::DataDir;
+use crate::store::sqlite::{Options as StoreOptions, SqliteStore};
 use crate::store::{Member, MemberRole, Store};
 
 /// An open instance. Cheap to clone; [`Trunkline::close`] ends it.
@@ -86,6 +89,11 @@ impl Trunkline {
     }
 }
 
+/// The host's name, for the registry.
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// How an instance is opened.
 #[derive(Debug, Clone, Default)]
 pub struct Builder {
@@ -133,7 +141,7 @@ impl Builder {
     pub async fn open(self) -> Result<Trunkline> {
         let directory = DataDir::find(self.url.as_deref())?;
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path(), StoreOptions::default())?);
-        let sealer = Arc::new(directory.sealer()?);
+        let sealer = Arc::new(Sealer::new(&directory.master_key()?));
         let catalog = Catalog::open(store.clone(), sealer).await?;
         let history = History::open(&directory.path().join("history"), HistoryOptions::default())?;
         let recorder = history.recorder()?;
@@ -146,7 +154,7 @@ impl Builder {
             single_host: self.single_host,
             lot_on_broker: self.lot_on_broker,
             sdk: self.sdk.unwrap_or_else(|| "rust".into()),
-            host: directory.host(),
+            host: host_name(),
         });
         inner.start_background();
         Ok(Trunkline(inner))

@@ -19,7 +19,7 @@ use crate::consume::state::State;
 use crate::delivery::{Delivery, EnvelopeId};
 use crate::error::{Code, Error, Result};
 use crate::history::Filed;
-use crate::history::recorder::Recorder;
+use crate::history::Recorder;
 use crate::lot::{Lot, LotFeed};
 use crate::message::{MessageId, header};
 use crate::policy::{Schedule, is_crash_loop};
@@ -122,7 +122,21 @@ impl fmt::Debug for Engine {
 impl Engine {
     /// Subscribes and starts working. Live when it returns.
     pub(crate) async fn start<H: Handler>(parts: Parts, handler: H) -> Result<Arc<Engine>> {
-        let Parts { provider, topic, group_spec, group, member, filed, store, lot, recorder, dedupe, dead_letter_copy, route_epoch, options } = parts;
+        let Parts {
+            provider,
+            topic,
+            group_spec,
+            group,
+            member,
+            filed,
+            store,
+            lot,
+            recorder,
+            dedupe,
+            dead_letter_copy,
+            route_epoch,
+            options,
+        } = parts;
         let concurrency = options.concurrency.max(1);
         let engine = Arc::new(Engine {
             lanes: Mutex::new(Lanes::new(concurrency, Breaker::new(options.breaker))),

@@ -2,8 +2,6 @@
 //!
 //! [`Recorder`] takes entries on the hot paths and never waits; blocks, queries and roll-ups are built from them.
 
-pub mod recorder;
-
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,6 +10,70 @@ use serde::{Deserialize, Serialize};
 use crate::delivery::Position;
 use crate::message::{Headers, MessageId, Millis};
 use crate::store::Address;
+
+#[cfg(feature = "sqlite")]
+mod ask;
+#[cfg(feature = "sqlite")]
+mod block;
+#[cfg(feature = "sqlite")]
+mod compact;
+#[cfg(feature = "sqlite")]
+mod decode;
+#[cfg(feature = "sqlite")]
+mod encode;
+#[cfg(feature = "sqlite")]
+mod files;
+#[cfg(feature = "sqlite")]
+mod histogram;
+#[cfg(feature = "sqlite")]
+mod index;
+#[cfg(feature = "sqlite")]
+mod levels;
+#[cfg(feature = "sqlite")]
+mod maintain;
+#[cfg(feature = "sqlite")]
+mod open;
+#[cfg(feature = "sqlite")]
+mod query;
+#[cfg(feature = "sqlite")]
+mod reader;
+#[cfg(feature = "sqlite")]
+mod record;
+#[cfg(feature = "sqlite")]
+mod recorder;
+#[cfg(feature = "sqlite")]
+mod retention;
+#[cfg(feature = "sqlite")]
+mod rollup;
+#[cfg(feature = "sqlite")]
+mod row;
+#[cfg(feature = "sqlite")]
+mod scan;
+#[cfg(feature = "sqlite")]
+mod sink;
+#[cfg(feature = "sqlite")]
+mod spill;
+#[cfg(feature = "sqlite")]
+mod stats;
+#[cfg(feature = "sqlite")]
+mod terms;
+#[cfg(all(test, feature = "sqlite"))]
+mod tests;
+#[cfg(feature = "sqlite")]
+mod text;
+#[cfg(feature = "sqlite")]
+mod wire;
+
+#[cfg(feature = "sqlite")]
+pub use self::{
+    index::Gap,
+    open::{Clock, History, Options},
+    query::{LIMIT_MAX, Page, Query},
+    record::{Category, GroupRecord, Moment, Payload, Record, Status, Text, Time},
+    recorder::Recorder,
+    rollup::Counters,
+    stats::{Bucket, GroupStats, Percentiles, Rates, Stats, StatsQuery, TopicStats},
+};
 
 /// How much of each message is kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

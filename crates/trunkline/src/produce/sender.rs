@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::delivery::Position;
 use crate::error::{Code, Error, Result};
-use crate::history::recorder::Recorder;
+use crate::history::Recorder;
 use crate::history::{Batch, Failure, Filed, Produced, SessionMark};
 use crate::message::{MessageId, Millis};
 use crate::provider::{Outgoing, Provider, TopicSpec};

@@ -22,6 +22,17 @@ use crate::message::{Headers, MessageId, Millis};
 
 #[cfg(feature = "embedded")]
 pub mod embedded;
+/// Configs are always compiled: a catalogue may hold a broker that this build cannot open.
+#[cfg(not(feature = "embedded"))]
+pub mod embedded {
+    pub mod config;
+}
+pub mod kafka;
+pub mod nats;
+pub mod pubsub;
+pub mod rabbitmq;
+pub mod redis;
+pub mod sqs;
 
 /// A topic as the provider sees it: its physical name and what is fixed about it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

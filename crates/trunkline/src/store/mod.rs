@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::event::Event;
 use crate::message::{Headers, MessageId, Millis};
 
+pub mod datadir;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 

@@ -295,3 +295,81 @@ fn begin(disk: &dyn Disk, path: &Path, shard: u32, state: &State) -> io::Result<
     file.append(&bytes)?;
     Ok((file, bytes.len() as u64))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory_disk::MemoryDisk;
+    use super::*;
+
+    fn state(cursor: u64, runs: &[(u64, u64)]) -> State {
+        State { cursor, settled: runs.iter().copied().collect(), ..State::default() }
+    }
+
+    #[test]
+    fn runs_join_and_move_the_cursor() {
+        let mut at = State::at(10);
+        at.settle(12, 14);
+        at.settle(16, 18);
+        at.settle(0, 5);
+        assert_eq!(at, state(10, &[(12, 14), (16, 18)]));
+        at.settle(14, 16);
+        assert_eq!(at, state(10, &[(12, 18)]));
+        assert_eq!(at.exceptions(), 6);
+        at.settle(10, 12);
+        assert_eq!(at, state(18, &[]));
+        at.settle(20, 30);
+        at.clamp(0, 25);
+        assert_eq!(at, state(18, &[(20, 25)]));
+        at.clamp(20, 25);
+        assert_eq!(at, state(25, &[]));
+    }
+
+    #[test]
+    fn a_file_torn_at_any_byte_gives_a_state_it_once_held() {
+        let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new());
+        let dir = Path::new("/group");
+        disk.make_dir(dir).expect("made");
+        let mut start = state(5, &[(8, 9)]);
+        (start.suspects, start.suspects_end, start.unclean) = (vec![Suspects { start: 5, len: 2, count: 1 }], 7, 1);
+        let mut log = AckLog::create(&disk, dir, 3, 77, &start).expect("created");
+        let mut states = vec![start.clone()];
+        for (from, len) in [(10, 2), (5, 3), (9, 1), (20, 1)] {
+            log.settled(&[(from, len)]).expect("written");
+            start.settle(from, from + u64::from(len));
+            states.push(start.clone());
+        }
+        let whole = read_all(&*log.file()).expect("read");
+        for len in 0..=whole.len() {
+            log.file().truncate(0).expect("cut");
+            log.file().append(&whole[..len]).expect("written");
+            let found = load(&*disk, &files(&*disk, dir).expect("listed"), 3).expect("loaded");
+            if let Some((epoch, state)) = found {
+                assert_eq!(epoch, 77);
+                assert!(states.contains(&state), "{len} bytes: {state:?}");
+            } else {
+                assert!(len < whole.len() - 4 * 21, "{len} bytes");
+            }
+        }
+        log.rewrite(&start).expect("rewritten");
+        assert_eq!(load(&*disk, &files(&*disk, dir).expect("listed"), 3).expect("loaded"), Some((77, start)));
+    }
+
+    #[test]
+    fn the_latest_epoch_counts_and_others_stand_in_for_a_torn_one() {
+        let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new());
+        let dir = Path::new("/group");
+        disk.make_dir(dir).expect("made");
+        AckLog::create(&disk, dir, 0, 9, &State::at(1)).expect("created");
+        let later = AckLog::create(&disk, dir, 0, 10, &State::at(2)).expect("created");
+        AckLog::create(&disk, dir, 1, 11, &State::at(3)).expect("created");
+        let latest = || load(&*disk, &files(&*disk, dir).expect("listed"), 0);
+        assert_eq!(latest().expect("loaded"), Some((10, State::at(2))));
+        later.file().truncate(20).expect("cut");
+        assert_eq!(latest().expect("loaded"), Some((9, State::at(1))));
+        later.file().truncate(0).expect("cut");
+        later.file().append(b"random bytes that say nothing").expect("written");
+        assert_eq!(latest().expect_err("damaged").detail_str("reason"), Some("damaged"));
+        later.file().write_at(b"TLKACKS\0\x02\0\0\0", 0).expect("written");
+        assert_eq!(latest().expect_err("newer").detail_str("reason"), Some("newer_version"));
+    }
+}

@@ -48,10 +48,11 @@ impl Topic {
         page.dirty().store(1, SeqCst);
         if let Err(e) = file.write_at(encoder.bytes(), start - segment) {
             // The tail is as before. If not even that can be done, `dirty` stays, and the next one who comes recovers.
-            if file.truncate(start - segment).is_ok() {
+            let whole = file.truncate(start - segment).is_ok();
+            if whole {
                 page.dirty().store(0, SeqCst);
             }
-            return Err(error::not_written(&e));
+            return Err(SendError { ambiguous: !whole, ..error::not_written(&e) });
         }
         for (shard, (old, new)) in (0..self.shards).zip(first.iter().zip(&ends)) {
             if old != new {

@@ -143,6 +143,13 @@ impl GroupPage {
         version = 4;
         /// Set when the group was removed.
         removed = 5;
+        /// No slot at or above this one was ever taken.
+        slots = 6;
+    }
+
+    /// The slots that may be taken.
+    pub(super) fn used(&self) -> std::ops::Range<usize> {
+        0..usize::try_from(self.slots().load(SeqCst)).unwrap_or(MEMBERS).min(MEMBERS)
     }
 
     pub(super) fn member(&self, slot: usize) -> &AtomicU64 {

@@ -91,6 +91,22 @@ pub trait Lock: Debug + Send + Sync {
     fn unlock(&self);
 }
 
+/// A lock that is held until this goes.
+#[derive(Debug)]
+pub(super) struct Held<'a>(&'a dyn Lock);
+
+impl<'a> Held<'a> {
+    pub(super) fn wait(lock: &'a dyn Lock) -> io::Result<Self> {
+        lock.lock().map(|()| Held(lock))
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.unlock();
+    }
+}
+
 /// How many 32-bit words a page starts with.
 pub const BELLS: usize = 16;
 

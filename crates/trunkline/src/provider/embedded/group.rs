@@ -8,12 +8,11 @@ use parking_lot::Mutex;
 
 use super::ack::{self, AckLog, State, Suspects};
 use super::control::GroupPage;
-use super::disk::{Disk, Lock, uptime_ms};
+use super::disk::{Disk, Held, Lock, uptime_ms};
 use super::error;
 use super::lease::{self, Member, Owner, Ownership};
 use super::meta::Meta;
 use super::names::escape;
-use super::reader::Reader;
 use super::topic::Topic;
 use crate::error::Result;
 use crate::message::now_ms;
@@ -153,10 +152,8 @@ impl Group {
 
     fn locked<R>(&self, work: impl FnOnce() -> R) -> Result<R> {
         let lock = self.lock.lock();
-        lock.lock().map_err(|e| error::disk(&e, "cannot lock", &self.dir))?;
-        let result = work();
-        lock.unlock();
-        Ok(result)
+        let _held = Held::wait(&**lock).map_err(|e| error::disk(&e, "cannot lock", &self.dir))?;
+        Ok(work())
     }
 
     pub(super) fn removed(&self) -> bool {
@@ -305,7 +302,7 @@ impl Group {
     }
 
     /// What waits, over all shards.
-    pub(super) fn depth(&self, topic: &Arc<Topic>) -> Result<Depth> {
+    pub(super) fn depth(&self, topic: &Topic) -> Result<Depth> {
         let mut depth = Depth { exact: true, ..Depth::default() };
         let now = uptime_ms();
         for shard in 0..self.page.shards() {
@@ -316,7 +313,7 @@ impl Group {
             depth.in_flight += in_flight;
             depth.ready += open - in_flight;
             if open > 0 {
-                let oldest = Reader::new(topic, shard, cursor).peek_time()?;
+                let oldest = topic.time_of(shard, cursor)?;
                 depth.oldest = depth.oldest.into_iter().chain(oldest).min();
             }
         }

@@ -51,6 +51,12 @@ pub(super) struct Located {
 impl Topic {
     /// Where the message lies; the oldest that is kept if it is no longer there.
     pub(super) fn locate(&self, shard: u32, ordinal: u64) -> Result<Located> {
+        let (_, _, mark) = self.mark(shard, ordinal)?;
+        Ok(Located { place: mark.place, ordinal: mark.ordinals[shard as usize] })
+    }
+
+    /// The mark before a message, with its segment and where that ends if it is not the last one.
+    fn mark(&self, shard: u32, ordinal: u64) -> Result<(Arc<Segment>, Option<u64>, Mark)> {
         let segments = self.all_segments()?;
         let shard = shard as usize;
         let index = segments.partition_point(|s| s.header.ordinals[shard] <= ordinal).saturating_sub(1);
@@ -59,8 +65,19 @@ impl Topic {
         let mut index = segment.index.lock();
         self.extend(segment, end, &mut index, |tip| tip.ordinals[shard] > ordinal)?;
         let mark = index.marks.partition_point(|mark| mark.ordinals[shard] <= ordinal).saturating_sub(1);
-        let mark = &index.marks[mark];
-        Ok(Located { place: mark.place, ordinal: mark.ordinals[shard] })
+        Ok((Arc::clone(segment), end, index.marks[mark].clone()))
+    }
+
+    /// When the message was stored, or the first behind it that is kept; `None` if there is none.
+    pub(super) fn time_of(&self, shard: u32, ordinal: u64) -> Result<Option<Millis>> {
+        let (segment, end, mut tip) = self.mark(shard, ordinal)?;
+        let mut found = None;
+        self.walk(&segment, end, &mut tip, |_, batch| {
+            let mut extents = batch.extents().filter(|extent| extent.shard == shard);
+            found = extents.find(|extent| extent.base + u64::from(extent.count) > ordinal).map(|_| batch.at());
+            found.is_some()
+        })?;
+        Ok(found)
     }
 
     /// The first ordinal of every shard that was stored at `time` or later.
@@ -75,7 +92,7 @@ impl Topic {
             let mark = index.marks.partition_point(|mark| mark.at < time).saturating_sub(1);
             index.marks[mark].clone()
         };
-        self.walk(segment, end, &mut tip, |_, at| at >= time)?;
+        self.walk(segment, end, &mut tip, |_, batch| batch.at() >= time)?;
         Ok(tip.ordinals.into_vec())
     }
 
@@ -90,7 +107,7 @@ impl Topic {
         while !enough(&index.tip) {
             let last = index.marks.last().map_or(0, |mark| mark.place);
             let before = index.tip.place;
-            self.walk(segment, end, &mut index.tip, |place, _| place >= last + SPACING)?;
+            self.walk(segment, end, &mut index.tip, |tip, _| tip.place >= last + SPACING)?;
             if index.tip.place >= last + SPACING {
                 index.marks.push(index.tip.clone());
             }
@@ -101,8 +118,8 @@ impl Topic {
         Ok(())
     }
 
-    /// Goes from batch to batch until one of which `stop` is true, given its place and time.
-    fn walk(&self, segment: &Segment, end: Option<u64>, tip: &mut Mark, stop: impl Fn(u64, Millis) -> bool) -> Result<()> {
+    /// Goes from batch to batch until one of which `stop` is true, given what comes next there.
+    fn walk(&self, segment: &Segment, end: Option<u64>, tip: &mut Mark, mut stop: impl FnMut(&Mark, BatchView<'_>) -> bool) -> Result<()> {
         let durable = self.page.durable().load(SeqCst);
         let end = end.map_or(durable, |end| end.min(durable));
         if tip.place >= end {
@@ -128,7 +145,7 @@ impl Topic {
                     }
                     Err(_) => return Err(error::damaged(&path, "a batch fails its checksum")),
                 };
-                if stop(tip.place, batch.at()) {
+                if stop(tip, batch) {
                     return Ok(());
                 }
                 for extent in batch.extents() {

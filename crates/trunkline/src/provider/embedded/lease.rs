@@ -67,7 +67,11 @@ impl Member {
     pub(super) fn join(page: &GroupPage, now: u64, lease: u64) -> Option<Self> {
         let id = rand::random_range(1..=mask(ID_BITS));
         let word = (now + lease) << ID_BITS | id;
-        let slot = (0..MEMBERS).find(|slot| page.member(*slot).compare_exchange(0, word, SeqCst, SeqCst).is_ok())?;
+        let slot = (0..MEMBERS).find(|slot| {
+            // First the mark, so that nobody overlooks the member.
+            page.slots().fetch_max(*slot as u64 + 1, SeqCst);
+            page.member(*slot).compare_exchange(0, word, SeqCst, SeqCst).is_ok()
+        })?;
         Some(Member { slot, word })
     }
 
@@ -90,7 +94,7 @@ impl Member {
 
     /// How many shards this member should own, of all that are alive: evenly, the first ones one more.
     pub(super) fn quota(self, page: &GroupPage, now: u64) -> usize {
-        let alive = (0..MEMBERS).filter(|slot| *slot == self.slot || alive(page.member(*slot).load(SeqCst), now));
+        let alive = page.used().filter(|slot| *slot == self.slot || alive(page.member(*slot).load(SeqCst), now));
         let (mut members, mut rank) = (0, 0);
         for slot in alive {
             if slot < self.slot {
@@ -119,7 +123,7 @@ pub(super) fn owned(page: &GroupPage, shard: u32, now: u64) -> bool {
 /// never taken for the owner. `true` if there was one.
 pub(super) fn evict(page: &GroupPage, now: u64) -> bool {
     let mut evicted = false;
-    for slot in 0..MEMBERS {
+    for slot in page.used() {
         let member = page.member(slot).load(SeqCst);
         if member == 0 || alive(member, now) {
             continue;

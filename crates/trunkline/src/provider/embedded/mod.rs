@@ -15,7 +15,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use parking_lot::{Condvar, Mutex};
@@ -34,6 +35,7 @@ use crate::message::{MessageId, millis};
 
 mod ack;
 mod append;
+pub mod config;
 mod control;
 pub mod disk;
 mod encode;
@@ -83,7 +85,6 @@ struct Handle {
     lives: Mutex<Vec<Weak<Live>>>,
     closed: AtomicBool,
     stop: Arc<(Mutex<bool>, Condvar)>,
-    threads: watch::Sender<()>,
 }
 
 impl Embedded {
@@ -127,9 +128,8 @@ impl Embedded {
             lives: Mutex::default(),
             closed: AtomicBool::new(false),
             stop: Arc::default(),
-            threads,
         });
-        handle.start().map_err(|e| error::disk(&e, "cannot start the threads of", &dir))?;
+        handle.start(threads).map_err(|e| error::disk(&e, "cannot start the threads of", &dir))?;
         Ok(Embedded { handle, ended, durability })
     }
 
@@ -140,13 +140,21 @@ impl Embedded {
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        self.handle.stop();
+        self.handle.leave();
     }
 }
 
 impl Handle {
     fn closed(&self) -> bool {
         self.closed.load(SeqCst)
+    }
+
+    /// Ends the subscriptions, then the threads.
+    fn leave(&self) {
+        for live in self.lives() {
+            live.leave();
+        }
+        self.stop();
     }
 
     /// Ends the threads.
@@ -188,10 +196,8 @@ impl Handle {
     fn exclusive<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
         let dir = &self.host.options.dir;
         let lock = self.host.disk.lock(&dir.join("lock")).map_err(|e| error::disk(&e, "cannot lock", dir))?;
-        lock.lock().map_err(|e| error::disk(&e, "cannot lock", dir))?;
-        let result = work();
-        lock.unlock();
-        result
+        let _held = disk::Held::wait(&*lock).map_err(|e| error::disk(&e, "cannot lock", dir))?;
+        work()
     }
 
     fn ensure(&self, spec: &TopicSpec, groups: &[GroupSpec]) -> Result<Ensured> {
@@ -423,17 +429,26 @@ impl Provider for Embedded {
     }
 
     async fn close(&self, deadline: Instant) {
-        for live in self.handle.lives() {
-            live.leave();
-        }
-        self.handle.stop();
+        self.handle.leave();
         let mut ended = self.ended.clone();
-        // Both threads hold a sender, and so does the handle: it is over when only that one is left.
-        let wait = async {
-            while self.handle.threads.sender_count() > 1 {
-                let _ = tokio::time::timeout(Duration::from_millis(5), ended.changed()).await;
-            }
+        // Fails as soon as the last thread dropped its end.
+        let _ = tokio::time::timeout_at(deadline.into(), ended.changed()).await;
+    }
+}
+
+impl Embedded {
+    /// Opens it as a config says; a relative or absent path lies in the data directory.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`].
+    pub fn open_config(config: &config::EmbeddedConfig, data: &Path) -> Result<Embedded> {
+        let mut options = Options::new(data.join(config.path.as_deref().unwrap_or("log")));
+        options.max_payload = config.max_payload;
+        options.retention = Retention { age: config.retention.age, bytes: config.retention.bytes };
+        options.fsync = match config.fsync {
+            config::Fsync::Always => Fsync::Always,
+            config::Fsync::Interval => Fsync::Interval(Duration::from_secs(1)),
         };
-        let _ = tokio::time::timeout_at(deadline.into(), wait).await;
+        if config.memory { Embedded::memory(options) } else { Embedded::open(options) }
     }
 }

@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use super::Handle;
 use super::disk::wait;
 use super::options::Fsync;
@@ -14,12 +16,12 @@ const ROUND: Duration = Duration::from_secs(1);
 
 impl Handle {
     /// Starts both threads.
-    pub(super) fn start(self: &Arc<Self>) -> std::io::Result<()> {
+    pub(super) fn start(self: &Arc<Self>, ended: watch::Sender<()>) -> std::io::Result<()> {
         let (pulse, keeper) = (Arc::downgrade(self), Arc::downgrade(self));
         let (bell, beat) = (Arc::clone(&self.host.bell), self.host.options.heartbeat());
-        let ended = self.threads.clone();
+        let pulse_ended = ended.clone();
         std::thread::Builder::new().name("trunkline-pulse".into()).spawn(move || {
-            let _ended = ended;
+            let _ended = pulse_ended;
             let mut next = Instant::now();
             loop {
                 let seen = bell.bells()[0].load(SeqCst);
@@ -29,7 +31,6 @@ impl Handle {
                 wait(&bell.bells()[0], seen, next.saturating_duration_since(Instant::now()));
             }
         })?;
-        let ended = self.threads.clone();
         std::thread::Builder::new().name("trunkline-keeper".into()).spawn(move || {
             let _ended = ended;
             keep(&keeper);

@@ -120,9 +120,10 @@ impl Topic {
         }
         let (segment, end, next) = self.segment_at(place, durable)?;
         let start = segment.header.start;
-        if place < start {
-            // What was here is no longer kept.
-            return Ok(Piece::Next(start + SegmentHeader::len(self.shards)));
+        let first = start + SegmentHeader::len(self.shards);
+        if place < first {
+            // The end of the segment before is the beginning of this one; or what was here is no longer kept.
+            return Ok(Piece::Next(first));
         }
         if place >= end {
             return Ok(next.map_or(Piece::End, Piece::Next));
@@ -231,14 +232,6 @@ impl Reader {
                 return Ok(None);
             }
         }
-    }
-
-    /// When the next message was stored, without reading it.
-    pub(super) fn peek_time(&mut self) -> Result<Option<Millis>> {
-        if self.extent.as_ref().is_none_or(|run| run.next >= run.end) && !self.find_extent()? {
-            return Ok(None);
-        }
-        Ok(self.extent.as_ref().map(|run| run.stored_at))
     }
 
     /// Looks for the extent with the next message.

@@ -38,7 +38,22 @@ impl Topic {
         if self.host.options.retention == super::options::Retention::default() {
             return Ok(());
         }
-        self.locked(|_| self.drop_segments(0))?
+        // Reads the header of the segment that is written to.
+        self.all_segments()?;
+        self.locked(|appender| {
+            if self.stale() {
+                self.roll(appender).map_err(|failed| failed.error)?;
+            }
+            self.drop_segments(0)
+        })?
+    }
+
+    /// Whether the segment that is written to should end, so that its messages can go when they are old enough.
+    fn stale(&self) -> bool {
+        let Some(age) = self.host.options.retention.age else { return false };
+        let used = self.page.write_end().load(SeqCst) - self.page.segment().load(SeqCst);
+        let begun = self.segments.read().last().map_or(0, |segment| segment.header.at);
+        used > SegmentHeader::len(self.shards) && begun > 0 && begun + millis(age) / 4 < now_ms()
     }
 
     /// The lowest ordinal, per shard, that some group has not settled.

@@ -321,3 +321,98 @@ pub(super) fn frame(bytes: &Bytes, at: usize, len: usize) -> Option<FrameOut> {
     let headers = part(HAS_HEADERS)?.map_or(Some(Headers::new()), |bytes| Headers::decode(&bytes))?;
     Some(FrameOut { id, key, headers, payload: bytes.slice(at..end) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn one_batch() -> Vec<u8> {
+        let id = MessageId(Uuid::from_bytes([7; 16]));
+        let headers: Headers = [("h", Bytes::from_static(b"v"))].into_iter().collect();
+        let frame = FrameIn { id: Some(&id), key: Some(b"k"), headers: &headers, payload: b"hello" };
+        let head = BATCH + EXTENT;
+        let mut batch = vec![0; head + frame.len()];
+        frame.write(&mut batch[head..], &mut Vec::new());
+        let (len, crc) = (frame.len(), crc32fast::hash(&batch[head..]));
+        put_extent(&mut batch, 0, &Extent { shard: 3, count: 1, base: 0, offset: head, len, crc });
+        seal(&mut batch, 1, 4096, 1_700_000_000_000, |_, _| 42);
+        batch
+    }
+
+    #[test]
+    fn a_batch_has_these_bytes() {
+        let hex: String = one_batch().iter().map(|byte| format!("{byte:02x}")).collect();
+        let golden = concat!(
+            "544c4231",
+            "1826b276",
+            "7c000000",
+            "01000000",
+            "0010000000000000",
+            "0068e5cf8b010000",
+            "01000000",
+            "00000000",
+            "03000000",
+            "01000000",
+            "2a00000000000000",
+            "48000000",
+            "34000000",
+            "7ee95f0e",
+            "00000000",
+            "34000000",
+            "07000000",
+            "00000000",
+            "07070707070707070707070707070707",
+            "01000000",
+            "6b",
+            "0a000000",
+            "0100",
+            "0100",
+            "68",
+            "01000000",
+            "76",
+            "68656c6c6f",
+        );
+        assert_eq!(hex, golden);
+    }
+
+    #[test]
+    fn no_damaged_batch_passes() {
+        let batch = one_batch();
+        let view = BatchView::parse(&batch, 4096).expect("whole");
+        assert!(view.intact());
+        let extent = view.extents().next().expect("one");
+        let bytes = Bytes::from(batch.clone());
+        let frame = frame(&bytes, extent.offset, extent.len).expect("whole");
+        assert_eq!((frame.id, frame.key.as_deref(), &frame.payload[..]), (Some([7; 16]), Some(&b"k"[..]), &b"hello"[..]));
+        assert_eq!(frame.headers.get_str("h"), Some("v"));
+        assert_eq!(BatchView::parse(&batch, 4095).map(|_| ()), Err(NoBatch::Wrong), "of another place");
+        for at in 0..batch.len() {
+            let mut wrong = batch.clone();
+            wrong[at] ^= 0x40;
+            assert!(BatchView::parse(&wrong, 4096).map_or(true, |view| !view.intact()), "byte {at}");
+        }
+        for len in 0..batch.len() {
+            assert!(BatchView::parse(&batch[..len], 4096).map_or(true, |view| !view.intact()), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_header_survives_and_nothing_else_passes() {
+        let header = SegmentHeader { start: 1, previous_end: 2, at: 3, ordinals: vec![4, 5] };
+        let bytes = header.encode();
+        let path = Path::new("a.log");
+        assert_eq!(bytes.len() as u64, SegmentHeader::len(2));
+        assert_eq!(SegmentHeader::decode(&bytes, 2, path).expect("whole"), header);
+        assert!(SegmentHeader::decode(&bytes, 3, path).is_err());
+        for at in 0..bytes.len() {
+            let mut wrong = bytes.clone();
+            wrong[at] ^= 1;
+            assert!(SegmentHeader::decode(&wrong, 2, path).is_err(), "byte {at}");
+            assert!(SegmentHeader::decode(&bytes[..at], 2, path).is_err(), "{at} bytes");
+        }
+    }
+}

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use super::control::TopicPage;
-use super::disk::{Disk, File, How, Lock, Page, wake};
+use super::disk::{Disk, File, Held, How, Lock, Page, wake};
 use super::error;
 use super::group::Group;
 use super::meta::Meta;
@@ -81,14 +81,6 @@ pub(super) struct Appender {
     pub(super) file: Option<(u64, Arc<dyn File>)>,
 }
 
-struct Unlock<'a>(&'a dyn Lock);
-
-impl Drop for Unlock<'_> {
-    fn drop(&mut self) {
-        self.0.unlock();
-    }
-}
-
 impl Topic {
     /// Creates what is missing of the topic; `true` if it was not there. Call under the directory's lock.
     pub(super) fn create(host: &Host, spec: &TopicSpec) -> Result<bool> {
@@ -137,8 +129,7 @@ impl Topic {
     pub(super) fn locked<R>(&self, work: impl FnOnce(&mut Appender) -> R) -> Result<R> {
         // The mutex keeps the threads of this handle apart, the lock the processes.
         let mut appender = self.appender.lock();
-        self.lock.lock().map_err(|e| error::disk(&e, "cannot lock", &self.dir))?;
-        let _unlock = Unlock(&*self.lock);
+        let _held = Held::wait(&*self.lock).map_err(|e| error::disk(&e, "cannot lock", &self.dir))?;
         if self.removed() {
             return Err(error::no_topic(&self.name));
         }

@@ -18,6 +18,7 @@ mod schema;
 mod writer;
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests;
 
 use std::fmt::{self, Debug};
@@ -93,7 +94,7 @@ pub struct SqliteStore {
     path: PathBuf,
     clock: Clock,
     queues: Mutex<Option<Queues>>,
-    ended: tokio::sync::Mutex<Vec<oneshot::Receiver<()>>>,
+    ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 #[derive(Clone)]
@@ -115,26 +116,35 @@ impl SqliteStore {
     fn open_file(dir: &Path, options: Options) -> Result<SqliteStore> {
         let path = open::inspect(dir)?;
         let Options { busy_timeout, readers, queue, clock } = options;
-        let (write, jobs) = mpsc::channel(queue.max(1));
-        let db = Db::new(open::writer(&path, busy_timeout)?, clock.clone());
-        let mut ended = vec![spawn("trunkline-write", move || writer::write_loop(db, jobs, busy_timeout))?];
+        let writer = Db::new(open::writer(&path, busy_timeout)?, clock.clone());
         let (read, jobs) = mpsc::channel(queue.max(1));
         let jobs = Arc::new(Mutex::new(jobs));
+        let mut threads = Vec::new();
         for _ in 0..readers.max(1) {
             let (db, jobs) = (Db::new(open::reader(&path, busy_timeout)?, clock.clone()), jobs.clone());
-            ended.push(spawn("trunkline-read", move || writer::read_loop(db, jobs))?);
+            threads.push(spawn("trunkline-read", move || writer::read_loop(db, jobs))?);
         }
-        Ok(SqliteStore { path, clock, queues: Mutex::new(Some(Queues { write, read })), ended: tokio::sync::Mutex::new(ended) })
+        let (write, jobs) = mpsc::channel(queue.max(1));
+        let (end, ended) = oneshot::channel();
+        spawn("trunkline-write", move || {
+            writer::write_loop(&writer, jobs, busy_timeout);
+            // The last connection folds the log into the file; of several that close at once, none would be the last.
+            for thread in threads {
+                let _ = thread.join();
+            }
+            drop((writer, end));
+        })?;
+        Ok(SqliteStore { path, clock, queues: Mutex::new(Some(Queues { write, read })), ended: tokio::sync::Mutex::new(Some(ended)) })
     }
 
-    /// Runs `work` in the next write transaction; it is durable when this returns.
-    async fn write<T: Send + 'static>(&self, rows: usize, work: impl FnOnce(&Db) -> Result<T> + Send + 'static) -> Result<T> {
+    /// Runs `work` in the next write transaction; it is durable when this returns. It may run twice, see [`writer`].
+    async fn write<T: Send + 'static>(&self, rows: usize, work: impl Fn(&Db) -> Result<T> + Send + 'static) -> Result<T> {
         let queue = self.queues.lock().as_ref().map(|queues| queues.write.clone());
         self.call(queue, rows, work).await
     }
 
     /// Runs `work` in a read transaction.
-    async fn read<T: Send + 'static>(&self, work: impl FnOnce(&Db) -> Result<T> + Send + 'static) -> Result<T> {
+    async fn read<T: Send + 'static>(&self, work: impl Fn(&Db) -> Result<T> + Send + 'static) -> Result<T> {
         let queue = self.queues.lock().as_ref().map(|queues| queues.read.clone());
         self.call(queue, 1, work).await
     }
@@ -143,7 +153,7 @@ impl SqliteStore {
         &self,
         queue: Option<mpsc::Sender<Box<dyn Work>>>,
         rows: usize,
-        work: impl FnOnce(&Db) -> Result<T> + Send + 'static,
+        work: impl Fn(&Db) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let closed = || Error::new(Code::Closed, "the store is closed");
         let (job, answer) = writer::job(rows, work);
@@ -157,17 +167,11 @@ fn located(error: Error, dir: &Path) -> Error {
     if error.code() == Code::StoreFailed { error.detail("path", dir.display().to_string()) } else { error }
 }
 
-/// Starts a thread; the receiver hears of its end.
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<oneshot::Receiver<()>> {
-    let (end, ended) = oneshot::channel::<()>();
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new()
         .name(name.to_owned())
-        .spawn(move || {
-            run();
-            drop(end);
-        })
-        .map_err(|error| Error::store(format!("a thread of the store cannot be started: {error}")).reason("memory").with_retryable(true))?;
-    Ok(ended)
+        .spawn(run)
+        .map_err(|error| Error::store(format!("a thread of the store cannot be started: {error}")).reason("memory").with_retryable(true))
 }
 
 impl Debug for SqliteStore {
@@ -194,9 +198,9 @@ impl Store for SqliteStore {
         drop(self.queues.lock().take());
         // Held while waiting, so that a second call returns no earlier than the first.
         let mut ended = self.ended.lock().await;
-        while let Some(thread) = ended.last_mut() {
+        if let Some(thread) = ended.as_mut() {
             let _ = thread.await;
-            ended.pop();
+            *ended = None;
         }
     }
 

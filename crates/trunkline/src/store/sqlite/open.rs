@@ -1,12 +1,13 @@
 //! Looking at a data directory before touching it, and opening connections.
 
-use std::fs::{File, OpenOptions};
-use std::io::Read as _;
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
@@ -19,6 +20,8 @@ use crate::error::{Error, Result};
 pub(super) const FILE: &str = "state.db";
 /// A file up to this size is checked as a whole when it is opened: a few ms.
 const CHECKED_BYTES: u64 = 8 << 20;
+/// Held while a file may be created.
+static OPENING: Mutex<()> = Mutex::new(());
 
 /// Looks at directory and file without changing anything: what cannot be opened is left byte by byte as it is.
 pub(super) fn inspect(dir: &Path) -> Result<PathBuf> {
@@ -26,7 +29,7 @@ pub(super) fn inspect(dir: &Path) -> Result<PathBuf> {
     match std::fs::metadata(dir) {
         Ok(meta) if meta.is_dir() => writable(dir, &meta)?,
         Ok(_) => return Err(missing(format!("{} is not a directory", dir.display()))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
             return Err(missing(format!("the data directory {} does not exist", dir.display())));
         }
         Err(error) => return Err(unreadable(dir, &error)),
@@ -36,9 +39,11 @@ pub(super) fn inspect(dir: &Path) -> Result<PathBuf> {
     match std::fs::metadata(&path) {
         Ok(meta) => {
             writable(&path, &meta)?;
-            header(&path, &meta)?;
+            if (1..512).contains(&meta.len()) {
+                return Err(damaged("it is too short to be a SQLite file"));
+            }
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(unreadable(&path, &error)),
     }
     Ok(path)
@@ -65,30 +70,25 @@ fn writable(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
         .next(format!("give this user write access: `chmod u+w {}`, and mount the file system writable", path.display())))
 }
 
-/// Checks the file's first 100 bytes.
-fn header(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
-    if meta.len() == 0 {
-        return Ok(()); // its creation was cut short; SQLite takes it as new
-    }
-    let mut bytes = [0; 100];
-    File::open(path)
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .or_else(|error| if error.kind() == std::io::ErrorKind::UnexpectedEof { Ok(()) } else { Err(error) })
-        .map_err(|error| unreadable(path, &error))?;
-    if !bytes.starts_with(b"SQLite format 3\0") || meta.len() < 512 {
-        return Err(damaged("it is not a SQLite file"));
-    }
-    let number = |at: usize| i64::from(u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
-    schema::check(number(60), number(68))
+fn uncreatable(path: &Path, error: &std::io::Error) -> Error {
+    let reason = match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "read_only",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "disk_full",
+        _ => "cannot_open",
+    };
+    unreadable(path, error).reason(reason).with_retryable(reason == "disk_full")
 }
 
 /// Opens the file, creates or upgrades it, and gives the connection that writes.
 pub(super) fn writer(path: &Path, busy_timeout: Duration) -> Result<Connection> {
     let deadline = Instant::now() + busy_timeout;
-    // SQLite would create it with the umask; the journals take the mode of the file.
-    OpenOptions::new().create(true).truncate(false).append(true).mode(0o600).open(path).map_err(|error| {
-        unreadable(path, &error).reason(if error.kind() == std::io::ErrorKind::PermissionDenied { "read_only" } else { "cannot_open" })
-    })?;
+    // Closing a file takes away all locks that this process has on it, those of another store in it too. So an existing
+    // file is only ever opened by SQLite, which takes care of that, and a new one by one thread at a time.
+    let opening = OPENING.lock();
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(uncreatable(path, &error)),
+        _ => drop(opening),
+    }
     let checked = verify_still(path).or_else(|_| verify_still(path))?;
     let db = connect(path, busy_timeout)?;
     // Until the file has proved to be ours and whole, even closing it must not write to it.

@@ -56,7 +56,7 @@ CREATE TABLE lot (
 CREATE UNIQUE INDEX lot_once ON lot (id, target);
 CREATE UNIQUE INDEX lot_publish_once ON lot (id) WHERE state = 1;
 CREATE INDEX lot_state ON lot (target, state, seq);
-CREATE INDEX lot_ready ON lot (target, ready_at, shard) WHERE state = 0 AND ready_at IS NOT NULL;
+CREATE INDEX lot_ready ON lot (target, ready_at) WHERE state = 0 AND ready_at IS NOT NULL;
 CREATE INDEX lot_publish_ready ON lot (ready_at) WHERE state = 1 AND ready_at IS NOT NULL;
 CREATE INDEX lot_chain ON lot (target, shard, chain, seq, size) WHERE state = 0 AND chain IS NOT NULL;
 CREATE UNIQUE INDEX lot_chain_active ON lot (target, shard, chain) WHERE state = 0 AND chain IS NOT NULL AND ready_at IS NOT NULL;

@@ -89,7 +89,7 @@ async fn small_segments_are_rolled_and_read_across() {
     for n in 0..50 {
         send_all(&broker, &topic, numbered(Some(0), n * 10..n * 10 + 10)).await;
     }
-    assert!(broker.handle.topic(&topic.name).expect("open").list_segments().expect("listed").len() > 5);
+    assert!(broker.handle.topic(&topic.name).expect("open").list_segments().expect("listed").len() > 3);
     let subscription = join(&broker, &topic, "g").await;
     let all = receive(&*subscription, 500).await;
     assert_eq!(texts(&all), (0..500).map(|n| n.to_string()).collect::<Vec<_>>());
@@ -126,6 +126,34 @@ async fn retention_removes_what_is_settled_and_nothing_else() {
     assert!(first > 30, "{first}");
     let kept = broker.read(&topic, ReadFrom::Position(Position { shard: 0, offset: 0 }), 100).await.expect("read");
     assert_eq!(kept[0].position.offset, first);
+}
+
+#[tokio::test]
+async fn old_messages_go_when_they_are_settled() {
+    let retention = Retention { age: Some(Duration::from_millis(20)), bytes: None };
+    let broker = Embedded::memory(Options { retention, ..options(Path::new("/memory")) }).expect("opened");
+    let topic = topic(1);
+    broker.ensure(&topic, &[group("g")]).await.expect("ensured");
+    send_all(&broker, &topic, numbered(None, 0..10)).await;
+    let open = broker.handle.topic(&topic.name).expect("open");
+    let oldest = open.time_of(0, 0).expect("read").expect("there");
+    assert_eq!(broker.depth(&topic, "g").await.expect("depth").oldest, Some(oldest));
+    while crate::message::now_ms() < oldest + 50 {
+        open.retain().expect("retained");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(open.first_ordinals().expect("read"), [0], "nobody settled them");
+    let subscription = join(&broker, &topic, "g").await;
+    let all = receive(&*subscription, 10).await;
+    settle_done(&*subscription, &all).await;
+    let end = Instant::now() + SOON;
+    while open.first_ordinals().expect("read") == [0] {
+        assert!(Instant::now() < end);
+        open.retain().expect("retained");
+        tokio::task::yield_now().await;
+    }
+    assert!(broker.read(&topic, ReadFrom::Position(Position::default()), 100).await.expect("read").is_empty());
+    assert_eq!(send_all(&broker, &topic, numbered(None, 10..11)).await[0].offset, 10);
 }
 
 #[tokio::test]
@@ -184,7 +212,8 @@ async fn large_and_many_messages_come_through() {
     send_all(&broker, &topic, numbered(None, 0..20_000)).await;
     let subscription = join(&broker, &topic, "g").await;
     let all = receive(&*subscription, 20_006).await;
-    let large: Vec<usize> = all.iter().filter(|d| d.position.shard == 1).take(6).map(|d| d.payload.as_ref().map_or(0, Bytes::len)).collect();
+    let large: Vec<usize> =
+        all.iter().filter(|d| d.position.shard == 1).take(6).map(|d| d.payload.as_ref().map_or(0, Bytes::len)).collect();
     assert_eq!(large, sizes);
     settle_done(&*subscription, &all).await;
     assert_eq!(broker.depth(&topic, "g").await.expect("depth").ready, 0);

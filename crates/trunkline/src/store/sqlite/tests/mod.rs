@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
+use tokio::sync::mpsc;
 
 use super::db::Db;
 use super::{Clock, Options, SqliteStore};
@@ -44,10 +45,6 @@ impl Bed {
     fn pass(&self, ms: u64) {
         self.time.fetch_add(ms, Ordering::SeqCst);
     }
-
-    fn now(&self) -> Millis {
-        self.time.load(Ordering::SeqCst)
-    }
 }
 
 fn address(topic: &str) -> Address {
@@ -68,7 +65,7 @@ fn entry(state: LotState, n: u64) -> LotEntry {
         died_at: None,
         job: None,
         message: LotMessage {
-            id: MessageId::derived(START, &[&n.to_le_bytes()]),
+            id: MessageId::derived(START + n / 50, &[&n.to_le_bytes()]),
             key: Some(Bytes::from(format!("key-{n}"))),
             headers: Headers::from_iter([("tenant", Bytes::from_static(b"a"))]),
             payload: Bytes::from(format!("{{\"n\":{n}}}")),
@@ -106,7 +103,9 @@ async fn writes_of_many_callers_share_a_commit_and_one_failure_stays_alone() {
     let clock = Clock::new(move || time.fetch_add(1, Ordering::SeqCst));
     let store = SqliteStore::open(bed.dir.path(), Options { clock, ..Options::default() }).unwrap();
     let (release, held) = std::sync::mpsc::channel::<()>();
+    let (holding, mut holds) = mpsc::channel(1);
     let blocker = store.write(1, move |_| {
+        let _ = holding.try_send(());
         let _ = held.recv();
         Ok(())
     });
@@ -120,7 +119,11 @@ async fn writes_of_many_callers_share_a_commit_and_one_failure_stays_alone() {
             }
         })
     }));
-    let (blocked, results, ()) = tokio::join!(blocker, calls, async move { release.send(()).unwrap() });
+    let all = async {
+        holds.recv().await.unwrap(); // from here on everything queues up
+        tokio::join!(calls, async { release.send(()).unwrap() }).0
+    };
+    let (blocked, results) = tokio::join!(blocker, all);
     blocked.unwrap();
     let failed: Vec<usize> = (0..100).filter(|n| results[*n].is_err()).collect();
     assert_eq!(failed, [77, 78]);
@@ -249,15 +252,15 @@ async fn a_store_that_is_busy_for_too_long_says_so() {
     let (a, b) =
         (bed.open(), SqliteStore::open(bed.dir.path(), Options { busy_timeout: Duration::from_millis(20), ..bed.options() }).unwrap());
     let (release, held) = std::sync::mpsc::channel::<()>();
-    let (holding, holds) = tokio::sync::oneshot::channel();
+    let (holding, mut holds) = mpsc::channel(1);
     let hold = a.write(1, move |_| {
-        let _ = holding.send(());
+        let _ = holding.try_send(());
         let _ = held.recv();
         Ok(())
     });
     let ((), held) = tokio::join!(
         async {
-            holds.await.unwrap();
+            holds.recv().await.unwrap();
             let error = b.probe().await.unwrap_err();
             assert_eq!((error.code(), error.detail_str("reason"), error.retryable()), (Code::StoreFailed, Some("busy"), true));
             assert!(b.catalog_version().await.is_ok(), "reading goes on");

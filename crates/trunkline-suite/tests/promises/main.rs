@@ -1,0 +1,9 @@
+//! What every route promises, seen from outside: through `Trunkline`, on the embedded broker, with both forms of the lot.
+
+mod bed;
+mod delivery;
+mod idempotency;
+mod order;
+mod produce;
+mod recovery;
+mod retry;

@@ -1,0 +1,91 @@
+//! Produce: the order of checks, limits, delays.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use trunkline::{Code, Context, ProduceOptions, Raw};
+
+use crate::bed::{Bed, EVENT, Lot, Seen};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_failing_check_is_the_error() {
+    let bed = Bed::new(Lot::Store).await;
+    let t = &bed.trunkline;
+    let code = |product: &str, env: &str, event: &str| {
+        let env = t.env(product, env);
+        let event = event.to_owned();
+        async move { env.produce(&event, &1).await.unwrap_err().code() }
+    };
+    assert_eq!(code("nobody", "prd", "malformed").await, Code::ProductNotFound);
+    assert_eq!(code("shop", "prd", "malformed").await, Code::EventInvalid);
+    assert_eq!(code("shop", "prd", "none:created").await, Code::BrokerNotFound);
+    assert_eq!(code("shop", "dev", "orders:none").await, Code::BrokerEnvNotFound);
+    assert_eq!(code("shop", "prd", "orders:none").await, Code::TopicNotFound);
+    let typo = t.env("shop", "prd").produce("orders:creatd", &1).await.unwrap_err();
+    assert!(typo.detail_str("next").is_some_and(|next| !next.is_empty()), "{typo:?}");
+    bed.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_or_reserved_is_refused_before_it_is_sent() {
+    let bed = Bed::new(Lot::Store).await;
+    let large = bed.env.produce_raw(EVENT, vec![b'x'; (1 << 20) + 1]).await.unwrap_err();
+    assert_eq!((large.code(), large.retryable()), (Code::PayloadTooLarge, false));
+    let reserved = bed.env.produce(EVENT, &1).header("trunkline-id", "x").await.unwrap_err();
+    assert_eq!((reserved.code(), reserved.detail_str("field")), (Code::InputInvalid, Some("headers")));
+    let past = bed.env.produce(EVENT, &1).expires_at(1).await.unwrap_err();
+    assert_eq!(past.detail_str("field"), Some("expiresAt"));
+    bed.close().await;
+}
+
+async fn delayed(lot: Lot) {
+    let bed = Bed::new(lot).await;
+    let seen = Seen::new();
+    let s = seen.clone();
+    let consumer = bed
+        .env
+        .consume(EVENT, move |_: Raw, c: Context| {
+            s.push((c.process_id, Instant::now()));
+            async {}
+        })
+        .await
+        .unwrap();
+    let start = Instant::now();
+    let late = bed.env.produce(EVENT, &1).delay(Duration::from_millis(700)).await.unwrap().process_id;
+    let at_once = bed.env.produce(EVENT, &2).await.unwrap().process_id;
+    let all = seen.wait(2).await;
+    assert_eq!([all[0].0, all[1].0], [at_once, late]);
+    assert!(all[1].1.duration_since(start) >= Duration::from_millis(700));
+    consumer.close(Duration::from_secs(5)).await;
+    bed.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delayed_publish_comes_when_it_is_due() {
+    delayed(Lot::Store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delayed_publish_on_the_broker_comes_when_it_is_due() {
+    delayed(Lot::Topics).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_answers_for_each_message_in_order() {
+    let bed = Bed::new(Lot::Store).await;
+    let mut messages: Vec<_> = (0..1_000).map(|n| (json!({ "n": n }).to_string().into(), ProduceOptions::default())).collect();
+    messages[500].0 = vec![b'x'; 2 << 20].into();
+    let results = bed.env.produce_batch(EVENT, messages).await.unwrap();
+    assert_eq!(results.len(), 1_000);
+    assert!(results.iter().enumerate().all(|(n, result)| result.is_ok() == (n != 500)));
+    bed.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_close_nothing_is_sent() {
+    let bed = Bed::new(Lot::Store).await;
+    bed.produce(1).await;
+    let env = bed.env.clone();
+    bed.close().await;
+    assert_eq!(env.produce(EVENT, &1).await.unwrap_err().code(), Code::Closed);
+}

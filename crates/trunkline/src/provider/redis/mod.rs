@@ -1,0 +1,3 @@
+//! Redis. So far its config, which is always compiled so that every build validates alike.
+
+pub mod config;
