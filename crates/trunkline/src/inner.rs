@@ -37,6 +37,7 @@ pub(crate) struct Inner {
     pub(crate) directory: PathBuf,
     pub(crate) single_host: bool,
     pub(crate) lot_on_broker: bool,
+    pub(crate) wrap: Option<Wrap>,
     pub(crate) sdk: String,
     pub(crate) host: String,
     /// This process: in claims, leases and the registry.
@@ -50,6 +51,9 @@ pub(crate) struct Inner {
     opening: tokio::sync::Mutex<()>,
     closed: std::sync::atomic::AtomicBool,
 }
+
+/// Puts something between the core and each provider (for tests).
+pub(crate) type Wrap = Arc<dyn Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send + Sync>;
 
 /// Topics of one server and config share a connection.
 type ProviderKey = (ProviderKind, String);
@@ -69,13 +73,14 @@ pub(crate) struct Parts {
     pub(crate) directory: PathBuf,
     pub(crate) single_host: bool,
     pub(crate) lot_on_broker: bool,
+    pub(crate) wrap: Option<Wrap>,
     pub(crate) sdk: String,
     pub(crate) host: String,
 }
 
 impl Inner {
     pub(crate) fn new(parts: Parts) -> Arc<Inner> {
-        let Parts { store, catalog, history, recorder, directory, single_host, lot_on_broker, sdk, host } = parts;
+        let Parts { store, catalog, history, recorder, directory, single_host, lot_on_broker, wrap, sdk, host } = parts;
         Arc::new(Inner {
             store,
             catalog,
@@ -84,6 +89,7 @@ impl Inner {
             directory,
             single_host,
             lot_on_broker,
+            wrap,
             sdk,
             host,
             process: MessageId::now().to_string().into(),
@@ -224,7 +230,10 @@ impl Inner {
         if let Some(provider) = providers.get(&key) {
             return Ok(provider.clone());
         }
-        let provider = crate::provider::open(&config, &self.directory).await?;
+        let mut provider = crate::provider::open(&config, &self.directory).await?;
+        if let Some(wrap) = &self.wrap {
+            provider = wrap(provider);
+        }
         providers.insert(key, provider.clone());
         Ok(provider)
     }

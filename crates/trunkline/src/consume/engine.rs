@@ -44,6 +44,7 @@ pub(crate) struct Options {
     pub(crate) ordered: bool,
     pub(crate) prefetch: Prefetch,
     pub(crate) waits_per_second: f64,
+    pub(crate) rate: Option<f64>,
 }
 
 /// Which ids were handled before are passed over.
@@ -139,7 +140,7 @@ impl Engine {
         } = parts;
         let concurrency = options.concurrency.max(1);
         let engine = Arc::new(Engine {
-            lanes: Mutex::new(Lanes::new(concurrency, Breaker::new(options.breaker))),
+            lanes: Mutex::new(Lanes::new(concurrency, options.rate, Breaker::new(options.breaker))),
             provider,
             topic,
             group_spec,

@@ -4,7 +4,7 @@
 
 use std::cmp::Ordering as Order;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -80,6 +80,8 @@ pub(crate) struct Lanes {
     chains: HashMap<u32, HashMap<u64, u64>>,
     held: BinaryHeap<Timed>,
     held_most: usize,
+    /// At least so long between two starts, and when the next one may be.
+    spacing: Option<(Duration, Instant)>,
     ticket: u64,
     pub(crate) breaker: Breaker,
     pub(crate) running: usize,
@@ -95,13 +97,15 @@ pub(crate) struct Lanes {
 }
 
 impl Lanes {
-    pub(crate) fn new(concurrency: usize, breaker: Breaker) -> Self {
+    /// `rate`: at most so many starts a second; unbounded if `None`.
+    pub(crate) fn new(concurrency: usize, rate: Option<f64>, breaker: Breaker) -> Self {
         Lanes {
             ready: VecDeque::new(),
             busy: HashMap::new(),
             chains: HashMap::new(),
             held: BinaryHeap::new(),
             held_most: concurrency.div_ceil(4),
+            spacing: rate.filter(|rate| *rate > 0.0).map(|rate| (Duration::from_secs_f64(1.0 / rate), Instant::now())),
             ticket: 0,
             breaker,
             running: 0,
@@ -147,9 +151,21 @@ impl Lanes {
             Gate::Until(at) => return Err(Idle::Until(at)),
             Gate::Wait => return Err(Idle::Empty),
         };
+        if let Some((_, next)) = self.spacing
+            && next > Instant::now()
+            && !self.ready.is_empty()
+        {
+            if probe {
+                self.breaker.probe_ended();
+            }
+            return Err(Idle::Until(next));
+        }
         match self.ready.pop_front() {
             Some(work) => {
                 self.running += 1;
+                if let Some((spacing, next)) = &mut self.spacing {
+                    *next = (*next).max(Instant::now() - *spacing) + *spacing;
+                }
                 Ok((work, probe))
             }
             None => {
