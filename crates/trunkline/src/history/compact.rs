@@ -47,7 +47,10 @@ pub(super) fn step(sink: &mut Sink, encoder: &mut Encoder, blocks: &Blocks, now:
             }
             // Left as it is, for whoever can mend it; and not tried again.
             Err(_) => {
-                sink.index.sql.execute("UPDATE block SET gen = ?2 WHERE id = ?1", params![row.id, SETTLED]).map_err(failed("setting a block aside"))?;
+                sink.index
+                    .sql
+                    .execute("UPDATE block SET gen = ?2 WHERE id = ?1", params![row.id, SETTLED])
+                    .map_err(failed("setting a block aside"))?;
             }
         }
     }
@@ -119,7 +122,8 @@ fn open(index: &Index, blocks: &Blocks, row: &BlockRow) -> Read<Opened> {
 
 impl Opened {
     fn row(&self, at: usize) -> Row<'_> {
-        let payload = self.table.payload(at).map(|(run, range)| self.payloads.get(run).and_then(|bytes| bytes.get(range)).unwrap_or_default());
+        let payload =
+            self.table.payload(at).map(|(run, range)| self.payloads.get(run).and_then(|bytes| bytes.get(range)).unwrap_or_default());
         self.table.row(at, Some(&self.varied), payload)
     }
 }

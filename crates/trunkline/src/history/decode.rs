@@ -107,7 +107,8 @@ impl Table {
         for (column, len) in columns.iter_mut().zip(lens) {
             *column = Input::new(input.take(len)?);
         }
-        let mut cells = Cells { columns, offsets: [0; 64], ends: [0; 4], payload: 0, last_key: (0, 0), texts, places: self.places.len() as u32 };
+        let mut cells =
+            Cells { columns, offsets: [0; 64], ends: [0; 4], payload: 0, last_key: (0, 0), texts, places: self.places.len() as u32 };
         self.cells.reserve_exact(self.head.records as usize);
         for at in 0..self.head.records as usize {
             let id = id_at(&self.ids, self.head.records as usize, self.head.base, at)?;

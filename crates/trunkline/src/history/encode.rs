@@ -249,8 +249,8 @@ impl Encoder {
 
     fn place(&mut self, row: &Row<'_>) -> u32 {
         let place = row.place;
-        let names = [place.product, place.env, place.event, place.provider]
-            .map(|name| self.dictionary.intern(Term::Plain, name, &mut self.terms));
+        let names =
+            [place.product, place.env, place.event, place.provider].map(|name| self.dictionary.intern(Term::Plain, name, &mut self.terms));
         if let Some(at) = self.places.iter().rposition(|known| *known == names) {
             return at as u32;
         }
@@ -404,7 +404,8 @@ fn plain(kind: u8, bytes: &[u8]) -> Section {
 fn pack(compressor: &mut Compressor<'static>, kind: u8, raw: &[u8], out: &mut Vec<u8>) -> Result<Section> {
     let start = out.len();
     out.resize(start + zstd::zstd_safe::compress_bound(raw.len()), 0);
-    let packed = compressor.compress_to_buffer(raw, &mut out[start..]).map_err(|e| Error::store(format!("a block cannot be compressed: {e}")))?;
+    let packed =
+        compressor.compress_to_buffer(raw, &mut out[start..]).map_err(|e| Error::store(format!("a block cannot be compressed: {e}")))?;
     let is_smaller = packed < raw.len();
     if is_smaller {
         out.truncate(start + packed);

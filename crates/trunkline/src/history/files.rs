@@ -73,11 +73,8 @@ impl Files {
         fs::create_dir_all(self.root.join(&folder)).map_err(failed("making a folder of the history"))?;
         self.made += 1;
         let name = format!("{folder}/{}-{}.blk", self.process, self.made);
-        let file = OpenOptions::new()
-            .append(true)
-            .create_new(true)
-            .open(self.root.join(&name))
-            .map_err(failed("making a file of the history"))?;
+        let file =
+            OpenOptions::new().append(true).create_new(true).open(self.root.join(&name)).map_err(failed("making a file of the history"))?;
         file.lock().map_err(failed("locking a file of the history"))?;
         Ok(Open { file, name, len: 0 })
     }

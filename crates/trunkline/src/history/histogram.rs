@@ -109,7 +109,11 @@ mod tests {
         let (mut a, mut b, mut both) = (Histogram::default(), Histogram::default(), Histogram::default());
         for i in 0..1_000u64 {
             let micros = i * i * 37;
-            if i % 3 == 0 { a.add(micros) } else { b.add(micros) }
+            if i % 3 == 0 {
+                a.add(micros)
+            } else {
+                b.add(micros)
+            }
             both.add(micros);
         }
         let mut out = Vec::new();

@@ -57,12 +57,12 @@ mod spill;
 mod stats;
 #[cfg(feature = "sqlite")]
 mod terms;
+#[cfg(all(test, feature = "sqlite"))]
+mod tests;
 #[cfg(feature = "sqlite")]
 mod text;
 #[cfg(feature = "sqlite")]
 mod wire;
-#[cfg(all(test, feature = "sqlite"))]
-mod tests;
 
 #[cfg(feature = "sqlite")]
 pub use self::{

@@ -144,8 +144,11 @@ impl Query {
             let bytes: [u8; 37] = URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
             let word = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
             let bound = u128::from_be_bytes(bytes.get(5..21)?.try_into().ok()?);
-            (bytes[0] == 1 && bytes[1..5] == self.hash().to_le_bytes()[..4])
-                .then_some(Cursor { bound, scanned: word(21)?, page: word(29)? })
+            (bytes[0] == 1 && bytes[1..5] == self.hash().to_le_bytes()[..4]).then_some(Cursor {
+                bound,
+                scanned: word(21)?,
+                page: word(29)?,
+            })
         };
         parse().map(Some).ok_or_else(|| Error::input("cursor", "the cursor is not one of this query").next("ask for the first page again"))
     }
@@ -212,7 +215,8 @@ impl Query {
     pub(super) fn leads(&self, row: &Row<'_>) -> bool {
         let is = |want: &Option<String>, have: &str| want.as_ref().is_none_or(|want| want == have);
         let (broker, topic) = row.place.event.split_once(':').unwrap_or_default();
-        let place = is(&self.product, row.place.product) && is(&self.env, row.place.env) && is(&self.broker, broker) && is(&self.topic, topic);
+        let place =
+            is(&self.product, row.place.product) && is(&self.env, row.place.env) && is(&self.broker, broker) && is(&self.topic, topic);
         if !place || !self.kinds().contains(&row.kind) || (row.kind.is_step() && !is(&self.group, row.group)) {
             return false;
         }
@@ -246,8 +250,10 @@ impl Query {
             && session(&self.session, true)
             && session(&self.identifier, false)
             && self.producer.as_ref().is_none_or(|want| record.producer.as_ref() == Some(want))
-            && self.header.as_ref().and_then(|header| header.split_once('=')).is_none_or(|(name, value)| {
-                record.headers.iter().any(|(n, v)| n == name && **v == *value.as_bytes())
-            })
+            && self
+                .header
+                .as_ref()
+                .and_then(|header| header.split_once('='))
+                .is_none_or(|(name, value)| record.headers.iter().any(|(n, v)| n == name && **v == *value.as_bytes()))
     }
 }

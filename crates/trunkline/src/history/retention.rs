@@ -16,7 +16,7 @@ use super::rollup::WIDTHS;
 /// Queries that began before a block was replaced are over by then, and its bytes can be given back.
 const GRACE: Millis = 60_000;
 /// How long minutes and hours are kept in the roll-ups; days are kept for good.
-const KEEP: [Millis; 2] = [8 * 86_400_000, 100 * 86_400_000];
+pub(super) const KEEP: [Millis; 2] = [8 * 86_400_000, 100 * 86_400_000];
 /// Files dropped in one step.
 const FILES: usize = 16;
 
@@ -24,12 +24,9 @@ const FILES: usize = 16;
 pub(super) fn step(index: &mut Index, root: &Path, max_bytes: u64, now: Millis) -> Result<bool> {
     let due = due(index, max_bytes, now).map_err(failed("looking for what is over"))?;
     let mut dropped = false;
-    for (file, name) in due.into_iter().take(FILES) {
-        let path = root.join(&name);
-        // Its writer notices at the next day that it is over; until then the file stays.
-        if path.exists() && !is_closed(&path) {
-            continue;
-        }
+    // A writer notices at the next day that its file is over; until then the file stays.
+    let closed = due.into_iter().map(|(file, name)| (file, root.join(name))).filter(|(_, path)| !path.exists() || is_closed(path));
+    for (file, path) in closed.take(FILES) {
         drop_file(index, file).map_err(failed("dropping what is over"))?;
         let _ = fs::remove_file(&path);
         // The folders of the day and the class go with their last file.
@@ -57,7 +54,8 @@ fn due(index: &Index, max_bytes: u64, now: Millis) -> rusqlite::Result<Vec<(i64,
         class_bytes: u64,
         live: u64,
     }
-    let mut statement = index.sql.prepare_cached("SELECT id, name, class, age_ms, class_bytes, day, live, bytes FROM file ORDER BY day, id")?;
+    let mut statement =
+        index.sql.prepare_cached("SELECT id, name, class, age_ms, class_bytes, day, live, bytes FROM file ORDER BY day, id")?;
     let files = statement.query_map([], |row| {
         let (age, day) = (row.get::<_, i64>(3)? as u64, row.get::<_, i64>(5)? as u64);
         let live = row.get::<_, i64>(6)?.max(0) as u64;
@@ -97,6 +95,11 @@ fn due(index: &Index, max_bytes: u64, now: Millis) -> rusqlite::Result<Vec<(i64,
 
 fn drop_file(index: &mut Index, file: i64) -> rusqlite::Result<()> {
     let tx = index.sql.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    tx.execute(
+        "INSERT INTO dropped (one, id_to) SELECT 1, max(id_to) FROM block WHERE file = ?1 HAVING max(id_to) IS NOT NULL
+         ON CONFLICT (one) DO UPDATE SET id_to = max(id_to, excluded.id_to)",
+        [file],
+    )?;
     tx.execute("DELETE FROM block WHERE file = ?1", [file])?;
     tx.execute("DELETE FROM freed WHERE file = ?1", [file])?;
     tx.execute("DELETE FROM file WHERE id = ?1", [file])?;
@@ -105,8 +108,9 @@ fn drop_file(index: &mut Index, file: i64) -> rusqlite::Result<()> {
 
 /// Gives the room of replaced blocks back to the file system, where it takes it.
 fn give_back(index: &Index, root: &Path, now: Millis) -> rusqlite::Result<()> {
-    let mut statement =
-        index.sql.prepare_cached("SELECT freed.id, name, offset, len FROM freed JOIN file ON file.id = freed.file WHERE at <= ?1 LIMIT 1000")?;
+    let mut statement = index
+        .sql
+        .prepare_cached("SELECT freed.id, name, offset, len FROM freed JOIN file ON file.id = freed.file WHERE at <= ?1 LIMIT 1000")?;
     let freed = statement.query_map([now.saturating_sub(GRACE) as i64], |row| {
         Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)? as u64, row.get::<_, u32>(3)?))
     })?;

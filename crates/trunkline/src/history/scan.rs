@@ -143,11 +143,7 @@ impl<'a> Scan<'a> {
 
     /// The largest key a record of this block can have.
     fn edge(&self, block: &BlockRow) -> u128 {
-        if self.query.ascending {
-            !(u128::from(block.meta.id_from) << 80)
-        } else {
-            ((u128::from(block.meta.id_to) + 1) << 80) - 1
-        }
+        if self.query.ascending { !(u128::from(block.meta.id_from) << 80) } else { ((u128::from(block.meta.id_to) + 1) << 80) - 1 }
     }
 
     /// Runs until the page is full, the time is over, or there is nothing left.
@@ -237,12 +233,16 @@ impl<'a> Scan<'a> {
         let day = SPANS[SPANS.len() - 1];
         let (sql, start) = if self.query.ascending {
             (
-                format!("SELECT {BLOCK} FROM block INDEXED BY block_asc WHERE (id_from, id) > (?1, ?2) AND id_to >= ?3 AND id_from < ?4 ORDER BY id_from, id LIMIT ?5"),
+                format!(
+                    "SELECT {BLOCK} FROM block INDEXED BY block_asc WHERE (id_from, id) > (?1, ?2) AND id_to >= ?3 AND id_from < ?4 ORDER BY id_from, id LIMIT ?5"
+                ),
                 (from.saturating_sub(day), -1),
             )
         } else {
             (
-                format!("SELECT {BLOCK} FROM block INDEXED BY block_end WHERE (id_to, id) < (?1, ?2) AND id_to >= ?3 AND id_from < ?4 ORDER BY id_to DESC, id DESC LIMIT ?5"),
+                format!(
+                    "SELECT {BLOCK} FROM block INDEXED BY block_end WHERE (id_to, id) < (?1, ?2) AND id_to >= ?3 AND id_from < ?4 ORDER BY id_to DESC, id DESC LIMIT ?5"
+                ),
                 (to.saturating_add(day), i64::MAX),
             )
         };

@@ -1,7 +1,7 @@
 //! Terms: what a block can be asked for without being opened, and the filter that answers "certainly not here".
 
 use xorf::{BinaryFuse8, BinaryFuse8Ref, DmaSerializable, Filter, FilterRef};
-use xxhash_rust::xxh3::{xxh3_64_with_seed, Xxh3};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 /// What a term is about: `42` as a key and `42` as a session are two terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
