@@ -5,7 +5,8 @@ use super::super::row::{HeadersOf, Kind, Queued, Row};
 use super::*;
 
 /// What a test compares of a row.
-type Seen = (MessageId, Kind, String, Option<Vec<u8>>, Vec<u8>, Option<Vec<u8>>, u64, Option<[String; 3]>, Option<String>, u64, Option<MessageId>);
+type Seen =
+    (MessageId, Kind, String, Option<Vec<u8>>, Vec<u8>, Option<Vec<u8>>, u64, Option<[String; 3]>, Option<String>, u64, Option<MessageId>);
 
 fn seen(row: &Row<'_>) -> Seen {
     let headers = match row.headers {
@@ -22,7 +23,19 @@ fn seen(row: &Row<'_>) -> Seen {
     let text = format!("{text}|{:?}|{}|{}|{}", row.position, row.first_us, row.run_us, row.attempts);
     let session = row.session.map(|session| session.map(str::to_owned));
     let idempotency = row.idempotency_key.map(str::to_owned);
-    (row.id, row.kind, text, row.key.map(<[u8]>::to_vec), headers, row.payload.map(<[u8]>::to_vec), row.size, session, idempotency, row.ended_us(), row.other)
+    (
+        row.id,
+        row.kind,
+        text,
+        row.key.map(<[u8]>::to_vec),
+        headers,
+        row.payload.map(<[u8]>::to_vec),
+        row.size,
+        session,
+        idempotency,
+        row.ended_us(),
+        row.other,
+    )
 }
 
 /// Opens every part of a block.
@@ -59,7 +72,12 @@ fn samples() -> Vec<Queued> {
     let batches = [
         produces(&filed, vec![first, failed, large]),
         attempts(&filed, "billing", vec![attempt(id(T0, 1), Step::Waiting, 10, 1), attempt(id(T0, 1), Step::Delivered, 900, 1)]),
-        Batch::Replayed { filed: filed_as("paid", Class { capture: Capture::Metadata, ..Class::default() }), id: id(T0 + 9, 4), by: id(T0 + 99, 5), at: T0 + 99 },
+        Batch::Replayed {
+            filed: filed_as("paid", Class { capture: Capture::Metadata, ..Class::default() }),
+            id: id(T0 + 9, 4),
+            by: id(T0 + 99, 5),
+            at: T0 + 99,
+        },
     ];
     batches.into_iter().map(|batch| Queued { batch, sizes: None }).collect()
 }

@@ -118,7 +118,9 @@ async fn a_damaged_block_hides_nothing_but_itself() {
     let (name, offset): (String, i64) = bed
         .index()
         .sql
-        .query_row("SELECT name, offset FROM block JOIN file ON file.id = file ORDER BY id_from LIMIT 1 OFFSET 1", [], |r| Ok((r.get(0)?, r.get(1)?)))
+        .query_row("SELECT name, offset FROM block JOIN file ON file.id = file ORDER BY id_from LIMIT 1 OFFSET 1", [], |r| {
+            Ok((r.get(0)?, r.get(1)?))
+        })
         .expect("there");
     let path = bed.root().join(name);
     let mut bytes = std::fs::read(&path).expect("readable");
@@ -126,7 +128,9 @@ async fn a_damaged_block_hides_nothing_but_itself() {
     std::fs::write(&path, &bytes).expect("written");
     let error = history.get(id(T0 + 10_000, 1)).await.expect_err("damaged");
     assert_eq!(reason(&error), (Code::StoreFailed, "damaged"));
-    assert!(history.get(id(T0, 0)).await.expect("readable").is_some() && history.get(id(T0 + 20_000, 2)).await.expect("readable").is_some());
+    assert!(
+        history.get(id(T0, 0)).await.expect("readable").is_some() && history.get(id(T0 + 20_000, 2)).await.expect("readable").is_some()
+    );
     let page = history.query(&Query::default()).await.expect("answered");
     assert_eq!((page.messages.len(), page.total_is_exact), (2, false));
     assert_eq!(page.gaps, [Gap { from: T0 + 10_000, to: T0 + 10_000, count: 1, reason: "damaged".into() }]);

@@ -116,7 +116,7 @@ pub(super) fn attempts(filed: &Arc<Filed>, group: &str, items: Vec<Attempt>) -> 
 pub(super) fn recount(dir: &Path) -> BTreeMap<(String, String, Millis), Counts> {
     let root = dir.join("history");
     let index = Index::open(&root.join("index.db"), Duration::from_secs(5)).expect("opens");
-    let readers = super::reader::Readers::new(&root, 0, Duration::from_secs(5));
+    let readers = reader::Readers::new(&root, 0, Duration::from_secs(5));
     let blocks = readers.blocks();
     let mut statement = index.sql.prepare(&format!("SELECT {BLOCK} FROM block")).expect("prepared");
     let rows: Vec<_> = statement.query_map([], block_row).expect("asked").map(|row| row.expect("read")).collect();
@@ -126,7 +126,7 @@ pub(super) fn recount(dir: &Path) -> BTreeMap<(String, String, Millis), Counts> 
         for at in 0..table.len() {
             let row = table.row(at, None, None);
             let ended = row.ended_us() / 1_000;
-            counts.entry((row.place.event.to_owned(), row.group.to_owned(), ended - ended % 60_000)).or_default().count(&row);
+            counts.entry((row.place.event.to_owned(), row.group.to_owned(), ended - ended % 60_000)).or_default().count(&row.tally());
         }
     }
     counts

@@ -20,7 +20,11 @@ async fn a_record_reads_as_specified() {
     message.session = Some(Arc::new(SessionMark { tag: "user".into(), id: "s1".into(), identifier: "ann".into() }));
     message.idempotency_key = Some("once".into());
     recorder.record(produces(&filed, vec![message]));
-    recorder.record(attempts(&filed, "billing", vec![attempt(id(T0, 1), Step::Waiting, 10, 1), attempt(id(T0, 1), Step::Delivered, 900, 1)]));
+    recorder.record(attempts(
+        &filed,
+        "billing",
+        vec![attempt(id(T0, 1), Step::Waiting, 10, 1), attempt(id(T0, 1), Step::Delivered, 900, 1)],
+    ));
     recorder.record(Batch::Replayed { filed: filed.clone(), id: id(T0, 1), by: id(T0 + 2_000, 2), at: T0 + 2_000 });
     recorder.flush().await.expect("written");
     let record = history.get(id(T0, 1)).await.expect("readable").expect("known");
@@ -139,7 +143,12 @@ async fn terms_lead_to_their_messages() {
     assert_eq!(count(|q| (q.from, q.to) = (Some(T0 + 100), Some(T0 + 200))).await, 200);
     assert_eq!(count(|q| q.env = Some("dev".into())).await, 0);
     assert_eq!(count(|q| q.text = Some("\"n\":77}".into())).await, 2);
-    for bad in [query(|q| q.limit = Some(0)), query(|q| q.page = Some(0)), query(|q| q.header = Some("x".into())), query(|q| q.cursor = Some("x".into()))] {
+    for bad in [
+        query(|q| q.limit = Some(0)),
+        query(|q| q.page = Some(0)),
+        query(|q| q.header = Some("x".into())),
+        query(|q| q.cursor = Some("x".into())),
+    ] {
         assert_eq!(history.query(&bad).await.expect_err("refused").code(), crate::Code::InputInvalid);
     }
 }
@@ -159,7 +168,9 @@ async fn cursors_and_pages_are_complete_without_repeats() {
     let mut sorted = all.clone();
     sorted.sort();
     for ascending in [false, true] {
-        if !ascending { sorted.reverse() }
+        if !ascending {
+            sorted.reverse()
+        }
         let mut found = Vec::new();
         let mut next = query(|q| (q.limit, q.ascending, q.group) = (Some(17), ascending, Some("g".into())));
         loop {
@@ -218,7 +229,11 @@ async fn statistics_come_from_the_roll_ups() {
         for n in 0..100 {
             let id = id(T0 + n * 1_500, n);
             recorder.record(produces(&filed, vec![produced(id, "12345")]));
-            recorder.record(attempts(&filed, "g", vec![attempt(id, Step::Waiting, 10, 1), attempt(id, if n == 0 { Step::Dead } else { Step::Delivered }, 20, 2)]));
+            recorder.record(attempts(
+                &filed,
+                "g",
+                vec![attempt(id, Step::Waiting, 10, 1), attempt(id, if n == 0 { Step::Dead } else { Step::Delivered }, 20, 2)],
+            ));
         }
     }
     recorder.flush().await.expect("written");
@@ -229,10 +244,41 @@ async fn statistics_come_from_the_roll_ups() {
     assert_eq!(stats.topics.iter().map(|t| (&*t.event, t.counters.produced)).collect::<Vec<_>>(), [("orders:a", 100), ("orders:b", 100)]);
     assert!((stats.wait_ms.p50.expect("counted") - 10.0).abs() < 1.5 && (stats.run_ms.p99.expect("counted") - 5.0).abs() < 0.8);
     assert!((stats.rates.produced - 200.0 / 150.0).abs() < 1e-9);
-    let series = history.series(&StatsQuery { from: Some(T0), to: Some(T0 + 150_000), ..StatsQuery::default() }, 1).await.expect("answered");
+    let series =
+        history.series(&StatsQuery { from: Some(T0), to: Some(T0 + 150_000), ..StatsQuery::default() }, 1).await.expect("answered");
     assert_eq!(series.iter().map(|b| (b.counters.produced, b.filling)).collect::<Vec<_>>(), [(80, false), (80, false), (40, true)]);
     let json = serde_json::to_value(&stats).expect("json");
     assert!(json["waitMs"]["p95"].is_number() && json["publishFailed"] == 0 && json["topics"][0]["groups"][0]["group"] == "g");
     let none = history.stats(&StatsQuery { from: Some(5), to: Some(4), ..StatsQuery::default() }).await;
     assert_eq!(none.expect_err("refused").code(), crate::Code::InputInvalid);
+}
+
+#[tokio::test]
+async fn what_others_produced_is_known_by_what_was_done_with_it() {
+    let bed = Bed::new();
+    let (history, recorder) = bed.open();
+    recorder.record(attempts(&filed("created"), "g", vec![attempt(id(T0, 1), Step::Dead, 10, 1)]));
+    recorder.flush().await.expect("written");
+    let page = history.query(&query(|q| q.key = Some("k1".into()))).await.expect("answered");
+    let record = &page.messages[0];
+    assert_eq!((record.process_id, record.status, &record.producer, record.produced_at), (id(T0, 1), Status::Dead, &None, Time(T0)));
+    assert_eq!((page.total, page.total_is_exact, page.of), (1, true, 0));
+    assert!(record.payload.is_none() && record.position == Some(Position { shard: 3, offset: 77 }));
+}
+
+#[tokio::test]
+async fn a_produce_that_was_given_up_and_then_confirmed_is_confirmed() {
+    let bed = Bed::new();
+    let (history, recorder) = bed.open();
+    let mut failed = produced(id(T0, 1), "1");
+    failed.failure = Some(Box::new(Failure { code: "PUBLISH_FAILED", message: "no answer".into() }));
+    recorder.record(produces(&filed("created"), vec![failed]));
+    recorder.flush().await.expect("written");
+    let record = history.get(id(T0, 1)).await.expect("readable").expect("known");
+    assert_eq!((record.status, record.failure), (Status::Failed, Some(("PUBLISH_FAILED".into(), "no answer".into()))));
+    recorder.record(produces(&filed("created"), vec![produced(id(T0, 1), "1")]));
+    recorder.flush().await.expect("written");
+    let record = history.get(id(T0, 1)).await.expect("readable").expect("known");
+    assert_eq!((record.status, record.failure), (Status::Pending, None));
+    assert_eq!(history.query(&query(|q| q.status = Some(Status::Failed))).await.expect("answered").total, 0);
 }

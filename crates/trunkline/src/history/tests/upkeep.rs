@@ -97,7 +97,8 @@ async fn days_that_are_over_go_whole() {
         recorder.flush().await.expect("written");
     }
     assert!(maintain(&history).await > 0);
-    let count = async |topic: &str| history.query(&Query { topic: Some(topic.into()), ..Query::default() }).await.expect("answered").messages.len();
+    let count =
+        async |topic: &str| history.query(&Query { topic: Some(topic.into()), ..Query::default() }).await.expect("answered").messages.len();
     assert_eq!((count("week").await, count("ever").await), (8, 9));
     let folder = bed.root().join("full-604800000-0");
     assert_eq!(std::fs::read_dir(&folder).expect("there").count(), 8);
