@@ -16,6 +16,8 @@ mod verdict;
 mod bed;
 mod broker;
 pub mod conformance;
+pub mod kill;
+pub mod ledger;
 pub mod liar;
 mod member;
 pub mod model;

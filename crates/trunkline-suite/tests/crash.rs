@@ -22,7 +22,7 @@ fn what_was_confirmed_survives_every_crash() {
     let begun = Instant::now();
     let mut crashes = 0;
     for seed in 0..runs {
-        let (report, sends) = crashes_of(seed, 60, 6, Faults::default());
+        let (report, sends) = crashes_of(seed, 60, 4, Faults::default());
         assert!(report.failures.is_empty(), "run {seed}:\n{}", report.failures.join("\n"));
         assert_eq!(sends.ambiguous + sends.refused, 0, "a send failed on a sound disk");
         crashes += report.crashes;

@@ -10,10 +10,10 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use trunkline::provider::embedded::disk::{Disk as _, How, Page as _};
+use trunkline::provider::embedded::disk::{Disk as _, How};
 
 use super::RecordingDisk;
-use super::tape::{Op, Pages, rename};
+use super::tape::{Op, Pages, Tape, rename};
 
 #[derive(Debug, Clone)]
 enum Change {
@@ -71,7 +71,7 @@ pub enum Crash {
 }
 
 /// A disk in the course of a tape: what is durable, and what is not yet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct World {
     names: BTreeMap<PathBuf, Name>,
     files: BTreeMap<u64, Vec<u8>>,
@@ -271,6 +271,17 @@ impl World {
             self.put_pages(&disk);
         }
         disk
+    }
+
+    /// The disk after its process was killed, recording what the next one does. [`World::step`] goes on with that.
+    #[must_use]
+    pub(super) fn second_life(&self, root: &Path) -> RecordingDisk {
+        let files = self.seen.iter().filter_map(|(path, name)| match name {
+            Name::File(file) => Some((path.clone(), *file)),
+            Name::Dir | Name::Gone => None,
+        });
+        let tape = Tape::going_on(root, files.collect());
+        RecordingDisk { tape: Some(std::sync::Arc::new(tape)), ..self.after(Crash::Killed) }
     }
 
     /// Gives each sector and the length of each file what some moment since the last sync gave them.

@@ -247,6 +247,15 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
+impl Report {
+    fn note(&mut self, verdict: Verdict, crash: impl FnOnce() -> String) {
+        self.crashes += 1;
+        if let (Err(failure), true) = (verdict, self.failures.len() < 5) {
+            self.failures.push(format!("after {}: {failure}", crash()));
+        }
+    }
+}
+
 /// Replays every crash of a tape, `mixed` of each prefix by chance, on `threads` threads.
 #[must_use]
 pub fn replay(tape: &Tape, mixed: u64, threads: usize) -> Report {
@@ -261,17 +270,17 @@ pub fn replay(tape: &Tape, mixed: u64, threads: usize) -> Report {
                 continue;
             }
             for crash in world.crashes(mixed) {
-                report.crashes += 1;
-                if let Err(failure) = runtime.block_on(check_crash(&world, crash, &promised)) {
-                    if report.failures.is_empty() && std::env::var_os("TRUNKLINE_TAPE").is_some() {
-                        for (n, (op, _)) in ops[..=place].iter().enumerate() {
-                            eprintln!("{n} {}", short(op));
-                        }
-                    }
-                    if report.failures.len() < 5 {
-                        report.failures.push(format!("after step {place} ({}), {crash:?}: {failure}", short(op)));
+                report.note(runtime.block_on(check_crash(&world, crash, &promised)), || format!("step {place} ({}), {crash:?}", short(op)));
+            }
+            // Killed here, another process goes on, and only then the power fails.
+            match runtime.block_on(second_life(&world, &promised)) {
+                Ok((world, promised)) => {
+                    for crash in [Crash::Dropped, Crash::Kept, Crash::Mixed(place as u64)] {
+                        let verdict = runtime.block_on(check_crash(&world, crash, &promised));
+                        report.note(verdict, || format!("step {place} ({}), killed, gone on, {crash:?}", short(op)));
                     }
                 }
+                Err(failure) => report.note(Err(failure), || format!("step {place} ({}), killed, going on", short(op))),
             }
         }
         report
@@ -289,6 +298,31 @@ pub fn replay(tape: &Tape, mixed: u64, threads: usize) -> Report {
 fn short(op: &Op) -> String {
     let text = format!("{op:?}");
     text.chars().take(80).collect()
+}
+
+/// The world after its process was killed and another one sent a little more.
+async fn second_life(world: &World, promised: &Promised) -> Verdict<(World, Promised)> {
+    let disk = world.second_life(Path::new(ROOT));
+    let tape = Arc::clone(disk.tape());
+    let provider = Embedded::with_disk(Arc::new(disk), options()).map_err(|e| Failure::from(e).context("opening"))?;
+    provider.ensure(&topic(), &groups()).await.map_err(|e| Failure::from(e).context("ensuring"))?;
+    tape.push(Op::Ensured);
+    for number in 0..2 {
+        let message = message(u8::MAX - 1, number, 0);
+        let id = message.id;
+        tape.push(Op::Sending(vec![id]));
+        match provider.send(&topic(), vec![message]).await.pop() {
+            Some(Ok(position)) => tape.push(Op::Confirmed(id, position)),
+            other => check!(false, "a send after the death was answered {other:?}"),
+        }
+    }
+    drop(provider);
+    let (mut world, mut promised) = (world.clone(), promised.clone());
+    for (op, pages) in tape.ops() {
+        world.step(&op, &pages);
+        promised.step(&op);
+    }
+    Ok((world, promised))
 }
 
 /// Opens the broker on what the crash left, and holds it to what was promised.

@@ -107,6 +107,11 @@ impl Tape {
         }
     }
 
+    /// A tape of what happens to a disk with these files, after another tape ended.
+    pub(super) fn going_on(root: &Path, names: BTreeMap<PathBuf, u64>) -> Self {
+        Tape { names: Mutex::new(names), numbers: AtomicU64::new(1 << 32), ..Tape::new(root) }
+    }
+
     /// Writes something down, with what the pages say now.
     pub fn push(&self, op: Op) {
         let mut ops = self.ops.lock();

@@ -165,6 +165,10 @@ impl Group {
         if self.page.trusted(boot) {
             return Ok(());
         }
+        // Who created the group may have died before its names were sure to stay.
+        for dir in self.dir.ancestors().take(3) {
+            self.disk.sync_dir(dir).map_err(|e| error::disk(&e, "cannot sync", dir))?;
+        }
         self.page.clear();
         let files = ack::files(&*self.disk, &self.dir)?;
         for shard in 0..self.page.shards() {
