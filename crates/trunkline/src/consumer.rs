@@ -384,6 +384,7 @@ impl Env {
             dedupe,
             dead_letter_copy: copy,
             route_epoch: entry.epoch,
+            paused: inner.is_paused(&route.filed.address, &group),
             options: Options {
                 concurrency,
                 schedule,
@@ -397,8 +398,9 @@ impl Env {
             },
         };
         let engine = Engine::start(parts, handler).await.map_err(subscribe_failed)?;
-        engine.set_paused(inner.is_paused(&route.filed.address, &group));
         inner.engines.lock().push(Arc::downgrade(&engine));
+        // It may have been paused or resumed since the parts were made.
+        engine.set_paused(inner.is_paused(&route.filed.address, &group));
         Ok(Consumer { engine, event: route.filed.address.event.clone() })
     }
 

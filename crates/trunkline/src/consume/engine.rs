@@ -72,6 +72,8 @@ pub(crate) struct Parts {
     pub(crate) dedupe: Option<Dedupe>,
     pub(crate) dead_letter_copy: Option<DeadLetterCopy>,
     pub(crate) route_epoch: u64,
+    /// Whether its group is paused: then nothing is received before it is resumed.
+    pub(crate) paused: bool,
     pub(crate) options: Options,
 }
 
@@ -136,6 +138,7 @@ impl Engine {
             dedupe,
             dead_letter_copy,
             route_epoch,
+            paused,
             options,
         } = parts;
         let concurrency = options.concurrency.max(1);
@@ -167,7 +170,7 @@ impl Engine {
             settled: AtomicU64::new(0),
             store_down: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
-            paused: watch::Sender::new(false),
+            paused: watch::Sender::new(paused),
             state: watch::Sender::new(State::Connecting),
             stop: CancellationToken::new(),
             give_up: CancellationToken::new(),
