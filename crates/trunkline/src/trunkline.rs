@@ -167,7 +167,7 @@ impl Builder {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path(), StoreOptions::default())?);
         let sealer = Arc::new(Sealer::new(&directory.master_key()?));
         let catalog = Catalog::open(store.clone(), sealer).await?;
-        let history = History::open(&directory.path().join("history"), HistoryOptions::default())?;
+        let history = History::open(directory.path(), HistoryOptions::default())?;
         let recorder = history.recorder()?;
         let inner = Inner::new(Parts {
             store,

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use trunkline::consume::handler::{Context, Raw};
-use trunkline::policy::Schedule;
 use trunkline::consumer::Consumer;
+use trunkline::policy::Schedule;
 use trunkline::{Env, Result, Trunkline};
 
 use crate::demo::evidence::{Clock, Ended, Run};

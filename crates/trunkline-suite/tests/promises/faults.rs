@@ -168,7 +168,11 @@ async fn receives_again_after(silent: bool) {
         .unwrap();
     bed.produce(1).await;
     seen.wait(1).await;
-    if silent { faults.silent.store(1, Ordering::SeqCst) } else { faults.dead.store(3, Ordering::SeqCst) }
+    if silent {
+        faults.silent.store(1, Ordering::SeqCst)
+    } else {
+        faults.dead.store(3, Ordering::SeqCst)
+    }
     let mut states = consumer.states();
     let reconnecting = async { states.wait_for(|state| *state == State::Degraded("reconnecting")).await.map(drop) };
     assert!(tokio::time::timeout(crate::bed::DEADLINE, reconnecting).await.is_ok(), "the loss is visible");
