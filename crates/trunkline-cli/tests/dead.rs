@@ -31,8 +31,12 @@ fn they_are_listed_and_grouped_by_error() {
     let second = dir.json(&["dead", "list", "--limit", "2", "--page", "3"]);
     assert_eq!((ids(&second).len(), &second["hasMore"]), (1, &false.into()), "{second}");
     let groups = dir.json(&["dead", "groups", "--event", EVENT]);
-    let counts: Vec<(&str, u64)> =
-        groups.as_array().expect("groups").iter().map(|g| (g["error"].as_str().expect("an error"), g["count"].as_u64().expect("a count"))).collect();
+    let counts: Vec<(&str, u64)> = groups
+        .as_array()
+        .expect("groups")
+        .iter()
+        .map(|g| (g["error"].as_str().expect("an error"), g["count"].as_u64().expect("a count")))
+        .collect();
     assert_eq!(counts, [("no price", 3), ("no such customer", 2)]);
     let of = |filter: &[&str]| dir.json(&[&["dead", "list"], filter].concat())["total"].as_u64().expect("a total");
     assert_eq!((of(&["--error", "no price"]), of(&["--group", "audit"]), of(&["--id", &all[0], "--id", &all[4]])), (3, 0, 2));
@@ -62,7 +66,10 @@ fn an_edit_is_what_is_handed_over() {
     assert_eq!(shown[0]["headers"], serde_json::json!({ "fixed": "yes" }), "{shown}");
     dir.ok(&["dead", "reprocess", "--id", id]);
     let got = dir.consume(&[EVENT, "--group", "billing", "--max", "1"]);
-    assert_eq!((got[0]["process_id"].as_str(), &got[0]["message"]["n"], &got[0]["headers"]["fixed"]), (Some(id), &20.into(), &"yes".into()));
+    assert_eq!(
+        (got[0]["process_id"].as_str(), &got[0]["message"]["n"], &got[0]["headers"]["fixed"]),
+        (Some(id), &20.into(), &"yes".into())
+    );
     assert_eq!(dir.json(&["dead", "list"])["total"], 4);
     let refused = dir.failure(&["dead", "edit", &all[3], "--payload", "{n:1}"]);
     assert_eq!((refused.0, &refused.1["code"]), (2, &"PAYLOAD_INVALID".into()));

@@ -119,7 +119,9 @@ fn the_tail_prints_what_comes_once_and_ends_with_ctrl_c() {
     dir.ok(&["produce", EVENT, "{\"n\":0}"]);
     let mut tail = Running::start(dir.command(&["messages", "tail", "--event", EVENT]));
     tail.until_said("following");
-    let sent: Vec<String> = (1..4).map(|n| dir.json(&["produce", EVENT, &format!("{{\"n\":{n}}}")])["process_id"].as_str().expect("an id").to_owned()).collect();
+    let sent: Vec<String> = (1..4)
+        .map(|n| dir.json(&["produce", EVENT, &format!("{{\"n\":{n}}}")])["process_id"].as_str().expect("an id").to_owned())
+        .collect();
     for id in &sent {
         let line = tail.line().expect("a line");
         assert!(line.contains(id), "{line} is not about {id}");

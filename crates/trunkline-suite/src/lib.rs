@@ -1,1 +1,29 @@
+//! What a provider must do, as programs that find out whether it does.
+//!
+//! - [`conformance`] holds the scenarios: one file per subject, one list of all of them. A provider is plugged in with
+//!   a [`Broker`] of a few lines; each scenario is picked by what the provider declares, and what is not declared must
+//!   be refused.
+//! - [`model`] is the shortest provider that keeps the contract, in memory. It shows that the scenarios ask for nothing
+//!   an honest provider cannot do.
+//! - [`liar`] wraps an honest provider and breaks one duty at a time. It shows that the scenarios can fail.
+//! - [`recording_disk`] records what the embedded broker asks of its disk and replays every crash.
+//! - [`ledger`] is how real processes, killed at will, are held to what they confirmed and handled.
 
+#![expect(clippy::unwrap_used, reason = "a poisoned suite should stop at once")]
+
+#[macro_use]
+mod verdict;
+mod bed;
+mod broker;
+pub mod conformance;
+pub mod kill;
+pub mod ledger;
+pub mod liar;
+mod member;
+pub mod model;
+pub mod recording_disk;
+
+pub use bed::{Bed, Sent};
+pub use broker::{Broker, Pace};
+pub use member::{Change, Got, Member};
+pub use verdict::{Failure, Verdict};

@@ -1,5 +1,8 @@
 //! One messaging API over Kafka, RabbitMQ, Redis, AWS SQS, Google Pub/Sub, NATS and an embedded broker.
 
+#[cfg(not(feature = "sqlite"))]
+compile_error!("trunkline needs a store: enable the feature `sqlite`");
+
 mod background;
 mod breaker;
 pub mod capability;

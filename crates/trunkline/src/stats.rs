@@ -117,7 +117,8 @@ impl Env {
         inner.recorder.flush().await?;
         // What this process did a moment ago is counted too.
         let past = inner.history.stats(&query).await?;
-        let mut topics: BTreeMap<String, TopicFigures> = past.topics.into_iter().map(|topic| (topic.event.clone(), figures(topic))).collect();
+        let mut topics: BTreeMap<String, TopicFigures> =
+            past.topics.into_iter().map(|topic| (topic.event.clone(), figures(topic))).collect();
         let mut unreachable = Vec::new();
         for event in self.events(&query)? {
             let topic = topics.entry(event.clone()).or_insert_with(|| TopicFigures::new(&event));
@@ -150,7 +151,8 @@ impl Env {
     fn events(&self, query: &StatsQuery) -> Result<Vec<String>> {
         let is = |want: &Option<String>, have: &str| want.as_ref().is_none_or(|want| want == have);
         let brokers = self.inner().catalog.list_brokers(self.product_tag())?;
-        let here = brokers.into_iter().filter(|broker| is(&query.broker, &broker.tag) && broker.envs.iter().any(|env| env.slug == self.slug()));
+        let here =
+            brokers.into_iter().filter(|broker| is(&query.broker, &broker.tag) && broker.envs.iter().any(|env| env.slug == self.slug()));
         let topics = here.flat_map(|broker| broker.topics).filter(|topic| is(&query.topic, &topic.topic_tag));
         Ok(topics.map(|topic| topic.tag.to_string()).collect())
     }

@@ -33,7 +33,11 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
     let dir = args.keep.clone().or_else(|| ctx.data_flag().map(|data| data.strip_prefix("sqlite:").unwrap_or(data).into()));
     let play = Play { input: args.input.as_deref(), rounds: args.rounds as usize, dir: dir.as_deref() };
     let summary = demo::play(&play, ctx).await?;
-    if ctx.is_json() { output::json(&summary)? } else { summary.print()? }
+    if ctx.is_json() {
+        output::json(&summary)?
+    } else {
+        summary.print()?
+    }
     let broken: Vec<&str> = summary.checks.iter().filter(|check| !check.kept).map(|check| check.promise).collect();
     if broken.is_empty() {
         return Ok(());

@@ -112,7 +112,8 @@ fn print(figures: &Figures, by: By) -> Result<()> {
 }
 
 fn rows(figures: &Figures, by: By) -> Table {
-    let headings = ["event", "group", "produced", "delivered", "failed", "retried", "died", "waiting", "in flight", "depth", "oldest", "wait", "run"];
+    let headings =
+        ["event", "group", "produced", "delivered", "failed", "retried", "died", "waiting", "in flight", "depth", "oldest", "wait", "run"];
     let shown = headings.iter().copied().filter(|heading| by == By::Group || *heading != "group");
     let shown = shown.filter(|heading| by == By::Topic || *heading != "produced");
     let mut table = Table::new(shown).or("no topic yet; create one with `trunkline topics create`");
@@ -131,7 +132,14 @@ fn rows(figures: &Figures, by: By) -> Table {
                 for group in &topic.groups {
                     let c = &group.counters;
                     let start = [topic.event.clone(), group.group.clone(), output::count(c.delivered)];
-                    table.row(start.into_iter().chain(ending(c.failed_attempts, c.retried, c.dead, group.now, group.wait_ms, group.run_ms)));
+                    table.row(start.into_iter().chain(ending(
+                        c.failed_attempts,
+                        c.retried,
+                        c.dead,
+                        group.now,
+                        group.wait_ms,
+                        group.run_ms,
+                    )));
                 }
             }
         }

@@ -53,13 +53,21 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Lost { group, message } => {
-                write!(f, "{group}: {} (number {} of {}) was confirmed, but neither handled nor buried", message.id, message.sequence, message.key)
+                write!(
+                    f,
+                    "{group}: {} (number {} of {}) was confirmed, but neither handled nor buried",
+                    message.id, message.sequence, message.key
+                )
             }
             Fault::Both { group, id } => write!(f, "{group}: {id} was handled, and buried all the same"),
             Fault::Unknown { group, id } => write!(f, "{group}: {id} was handled, but its produce was never confirmed"),
             Fault::Swapped { group, key, later, earlier } => write!(f, "{group}: number {earlier} of {key} ran after number {later}"),
-            Fault::Together { group, key, first, second } => write!(f, "{group}: numbers {first} and {second} of {key} ran at the same time"),
-            Fault::Fence { group, key, sequence } => write!(f, "{group}: the fence of number {sequence} of {key} is lower than one before it"),
+            Fault::Together { group, key, first, second } => {
+                write!(f, "{group}: numbers {first} and {second} of {key} ran at the same time")
+            }
+            Fault::Fence { group, key, sequence } => {
+                write!(f, "{group}: the fence of number {sequence} of {key} is lower than one before it")
+            }
             Fault::Members { worked, least } => write!(f, "{worked} members handled something; at least {least} should have"),
         }
     }

@@ -59,7 +59,8 @@ impl Progress {
             return Progress::Lines { messages, last: None, said: Standing::default() };
         }
         let all = MultiProgress::new();
-        let style = ProgressStyle::with_template("{prefix:>10} {bar:36} {pos:>6} of {len}  {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template("{prefix:>10} {bar:36} {pos:>6} of {len}  {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = |name: &'static str| all.add(ProgressBar::new(messages).with_style(style.clone()).with_prefix(name));
         let produced = bar("produced");
         let groups = GROUPS.iter().map(|group| bar(group.name)).collect();

@@ -119,9 +119,23 @@ impl Summary {
         ))?;
         let mut table = Table::new(["group", "member", "handled", "failed runs", "retried", "dead letters"]);
         for group in &self.groups {
-            table.row([group.group.into(), "all".into(), count(group.handled), count(group.failed_runs), count(group.retried), count(group.dead_letters)]);
+            table.row([
+                group.group.into(),
+                "all".into(),
+                count(group.handled),
+                count(group.failed_runs),
+                count(group.retried),
+                count(group.dead_letters),
+            ]);
             for member in &group.members {
-                table.row([String::new(), member.member.clone(), count(member.handled), count(member.failed), String::new(), String::new()]);
+                table.row([
+                    String::new(),
+                    member.member.clone(),
+                    count(member.handled),
+                    count(member.failed),
+                    String::new(),
+                    String::new(),
+                ]);
             }
         }
         table.print()?;
@@ -151,7 +165,8 @@ impl GroupSummary {
         let mut members: BTreeMap<usize, MemberSummary> = BTreeMap::new();
         for run in &runs {
             let number = run.member + 1;
-            let member = members.entry(number).or_insert_with(|| MemberSummary { member: format!("{group}-{number}"), handled: 0, failed: 0 });
+            let member =
+                members.entry(number).or_insert_with(|| MemberSummary { member: format!("{group}-{number}"), handled: 0, failed: 0 });
             match run.how {
                 Ended::Done => member.handled += 1,
                 Ended::Failed => member.failed += 1,

@@ -2,6 +2,7 @@
 
 mod bed;
 mod delivery;
+mod faults;
 mod idempotency;
 mod order;
 mod produce;

@@ -92,13 +92,8 @@ mod tests {
 
     #[test]
     fn headers_are_set_and_removed() {
-        let args = Args {
-            id: MessageId::now(),
-            group: None,
-            payload: None,
-            headers: vec![("a".into(), "2".into())],
-            unset: vec!["b".into()],
-        };
+        let args =
+            Args { id: MessageId::now(), group: None, payload: None, headers: vec![("a".into(), "2".into())], unset: vec!["b".into()] };
         let old: Headers = [("a", "1"), ("b", "1"), ("c", "1")].into_iter().collect();
         let new = args.new_headers(&old).expect("changed");
         assert_eq!((new.get_str("a"), new.get_str("b"), new.get_str("c")), (Some("2"), None, Some("1")));

@@ -63,7 +63,10 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
             To::Group => Target::Group,
             To::Topic => Target::Topic,
         },
-        payload: payload.map(|bytes| serde_json::from_slice(&bytes)).transpose().map_err(|error| Error::input("payload", error.to_string()))?,
+        payload: payload
+            .map(|bytes| serde_json::from_slice(&bytes))
+            .transpose()
+            .map_err(|error| Error::input("payload", error.to_string()))?,
         limit: args.limit,
         rate: args.rate,
         dry_run: true,

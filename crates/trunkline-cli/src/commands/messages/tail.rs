@@ -44,7 +44,11 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
     }
     loop {
         for message in seen.fresh(&env, &query).await? {
-            if ctx.is_json() { output::json_line(&message)? } else { output::line(line(&message))? }
+            if ctx.is_json() {
+                output::json_line(&message)?
+            } else {
+                output::line(line(&message))?
+            }
             left -= 1;
             if left == 0 {
                 return Ok(());

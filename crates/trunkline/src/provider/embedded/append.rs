@@ -135,8 +135,10 @@ impl Topic {
             return Err(SendError { ambiguous: false, ..error::not_synced(&e.to_string()) });
         }
         let header = SegmentHeader { start, previous_end, at: now_ms().max(page.last_at().load(SeqCst)), ordinals };
-        let file = self.create_segment(&header).map_err(|e| error::not_written(&e))?;
+        // From here on the new file may be there. After a death, or if it could only half be made, nothing more may go into
+        // the old one, which ends where the new one says: whoever comes next looks at the files.
         page.dirty().store(1, SeqCst);
+        let file = self.create_segment(&header).map_err(|e| error::not_written(&e))?;
         for (shard, end) in (0..self.shards).zip(&header.ordinals) {
             page.end(shard).store(*end, SeqCst);
         }

@@ -118,7 +118,7 @@ impl Topic {
         group.page.removed().store(1, SeqCst);
         group.page.version().fetch_add(1, SeqCst);
         self.groups.lock().remove(escape(name).as_str());
-        let away = self.groups_dir().join(format!(".removed-{}", uuid::Uuid::now_v7().simple()));
+        let away = self.groups_dir().join(format!("{}{}", super::REMOVED, uuid::Uuid::now_v7().simple()));
         let disk = &self.host.disk;
         let remove = || {
             disk.rename(&group.dir, &away)?;
@@ -164,6 +164,10 @@ impl Group {
     fn rebuild(&self, boot: u128) -> Result<()> {
         if self.page.trusted(boot) {
             return Ok(());
+        }
+        // Who created the group may have died before its names were sure to stay.
+        for dir in self.dir.ancestors().take(3) {
+            self.disk.sync_dir(dir).map_err(|e| error::disk(&e, "cannot sync", dir))?;
         }
         self.page.clear();
         let files = ack::files(&*self.disk, &self.dir)?;

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::LONGEST_RETRY_MS;
 use super::disk::uptime_ms;
 use super::error;
 use super::group::Group;
@@ -345,7 +346,13 @@ impl Subscription for Live {
                     at
                 }
             };
-            if owned[at].settle(*token, *settle) {
+            if matches!(settle, Settle::Retry { after, .. } if millis(*after) > LONGEST_RETRY_MS) {
+                // Not a delay that is declared: it comes again at once, and nobody is told that it waits.
+                if owned[at].settle(*token, Settle::Release) {
+                    *settled = Settled::Unknown;
+                    more = true;
+                }
+            } else if owned[at].settle(*token, *settle) {
                 *settled = Settled::Settled;
                 more |= *settle != Settle::Done;
             }

@@ -212,7 +212,11 @@ impl Topic {
             if file.size()? > scan.end - header.start {
                 file.truncate(scan.end - header.start)?;
             }
-            file.sync()
+            // The names too: of the topic itself, if who created it died first, and the removal of a segment that was never
+            // used, which must not be undone under what is written now.
+            file.sync()?;
+            self.host.disk.sync_dir(&self.dir)?;
+            self.dir.parent().map_or(Ok(()), |above| self.host.disk.sync_dir(above))
         };
         cut().map_err(|e| error::disk(&e, "cannot recover", &self.segment_path(header.start)))?;
         for (shard, end) in (0..self.shards).zip(&scan.ends) {
