@@ -38,7 +38,8 @@ async fn produce(provider: &dyn Provider, mut ledger: Ledger) {
             .collect();
         let ids: Vec<_> = batch.iter().map(|message| message.id).collect();
         let results = provider.send(&topic, batch).await;
-        let confirmed: Vec<_> = ids.iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(id, _)| Entry::Confirmed(*id)).collect();
+        let confirmed: Vec<_> =
+            ids.iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(id, _)| Entry::Confirmed(*id)).collect();
         ledger.write(&confirmed).expect("the ledger");
         // A pace that one consumer can hold.
         tokio::time::sleep(Duration::from_millis(2)).await;
