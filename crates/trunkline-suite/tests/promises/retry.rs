@@ -262,9 +262,9 @@ async fn the_breaker_holds_what_fails_for_everything() {
 #[tokio::test(flavor = "multi_thread")]
 async fn expired_messages_are_buried_unhandled() {
     let bed = Bed::new(Lot::Store).await;
-    let soon = trunkline::message::now_ms() + 50;
+    let soon = trunkline::message::now_ms() + 700;
     bed.env.produce(EVENT, &1).expires_at(soon).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(800)).await;
     let consumer =
         bed.env.consume(EVENT, |_: Raw, c: Context| async move { assert!(c.attempt == 0, "it must not be handled") }).await.unwrap();
     until("it is dead", || async { bed.env.dead_letters(&DeadFilter::default(), 1, 10).await.unwrap().1 == 1 }).await;
