@@ -124,7 +124,7 @@ pub(super) fn open(index: &Index, blocks: &Blocks, row: &BlockRow, payloads: boo
     let payloads = runs.map(section).collect::<Read<_>>()?;
     let varied = Varied::new(section(AT_VARIED)?)?;
     let (ids, fixed) = (section(AT_IDS)?, section(AT_FIXED)?);
-    Ok(Opened { table: Table::new(head, ids, fixed)?, varied, payloads })
+    Ok(Opened { table: Table::new(head, ids, &fixed)?, varied, payloads })
 }
 
 impl Opened {

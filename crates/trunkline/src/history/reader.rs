@@ -175,7 +175,7 @@ impl Blocks {
         let head = Head::parse(&buffer)?;
         let ids = block::slice(&buffer, &head.sections[AT_IDS])?.to_vec();
         let fixed = self.section(index, block, &head.sections[AT_FIXED])?;
-        let table = Arc::new(Table::new(head, ids, fixed)?);
+        let table = Arc::new(Table::new(head, ids, &fixed)?);
         self.cache.lock().put(key, Part::Table(table.clone()));
         Ok(table)
     }
