@@ -8,7 +8,7 @@ use crate::message::Millis;
 use super::block::{self, AT_FIXED, AT_IDS, AT_PAYLOAD, AT_VARIED, Fault, Head, Read};
 use super::decode::{Table, Varied};
 use super::encode::{Encoder, Meta};
-use super::index::{BLOCK, BlockRow, Index, block_row, failed};
+use super::index::{BlockRow, Index, block_row, columns_of, failed};
 use super::levels;
 use super::reader::Blocks;
 use super::row::Row;
@@ -40,7 +40,7 @@ pub(super) fn step(sink: &mut Sink, encoder: &mut Encoder, blocks: &Blocks, now:
     let mut opened = Vec::with_capacity(picked.len());
     let mut removed = Vec::with_capacity(picked.len());
     for row in picked {
-        match open(&sink.index, blocks, &row) {
+        match open(&sink.index, blocks, &row, true) {
             Ok(block) => {
                 opened.push(block);
                 removed.push(row);
@@ -63,6 +63,14 @@ pub(super) fn step(sink: &mut Sink, encoder: &mut Encoder, blocks: &Blocks, now:
     Ok(true)
 }
 
+/// The class of a file, of its first three columns.
+pub(super) fn class_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Class> {
+    let name: String = row.get(0)?;
+    // Of `Off` nothing is kept, so that no file is of it.
+    let capture = if name.starts_with("metadata") { Capture::Metadata } else { Capture::Full };
+    Ok(Class { capture, age_ms: row.get::<_, i64>(1)? as u64, bytes: row.get::<_, i64>(2)? as u64 })
+}
+
 type Picked = (Class, u32, Vec<BlockRow>);
 
 fn pick(index: &Index) -> rusqlite::Result<Option<Picked>> {
@@ -73,15 +81,11 @@ fn pick(index: &Index) -> rusqlite::Result<Option<Picked>> {
              WHERE b.gen < 4 GROUP BY f.class, f.day, b.level, b.gen HAVING count(*) >= ?1 ORDER BY count(*) DESC LIMIT 1",
         )?
         .query_row([ENOUGH], |row| {
-            let name: String = row.get(0)?;
-            let capture = if name.starts_with("metadata") { Capture::Metadata } else { Capture::Full };
-            let age_ms = if name.contains("-0-") { 0 } else { row.get::<_, i64>(1)? as u64 };
-            let class = Class { capture, age_ms, bytes: row.get::<_, i64>(2)? as u64 };
-            Ok((name, class, row.get::<_, u32>(3)?, row.get::<_, u8>(4)?, row.get::<_, u8>(5)?))
+            Ok((row.get::<_, String>(0)?, class_of(row)?, row.get::<_, u32>(3)?, row.get::<_, u8>(4)?, row.get::<_, u8>(5)?))
         })
         .optional()?;
     let Some((name, class, day, level, generation)) = kind else { return Ok(None) };
-    let columns = BLOCK.split(", ").map(|column| format!("b.{column}")).collect::<Vec<_>>().join(", ");
+    let columns = columns_of("b");
     let mut statement = index.sql.prepare_cached(&format!(
         "SELECT {columns} FROM block b INDEXED BY block_small JOIN file f ON f.id = b.file
          WHERE b.gen = ?1 AND b.gen < 4 AND b.level = ?2 AND f.class = ?3 AND f.day = ?4 ORDER BY b.id_from LIMIT ?5"
@@ -100,13 +104,15 @@ fn pick(index: &Index) -> rusqlite::Result<Option<Picked>> {
     Ok(Some((class, day, picked)))
 }
 
-struct Opened {
+/// A whole block in memory.
+pub(super) struct Opened {
     table: Table,
     varied: Varied,
     payloads: Vec<Vec<u8>>,
 }
 
-fn open(index: &Index, blocks: &Blocks, row: &BlockRow) -> Read<Opened> {
+/// Reads a block, with or without its payloads.
+pub(super) fn open(index: &Index, blocks: &Blocks, row: &BlockRow, payloads: bool) -> Read<Opened> {
     let bytes = blocks.whole(index, row)?;
     let head = Head::parse(&bytes)?;
     let section = |at: usize| {
@@ -114,13 +120,23 @@ fn open(index: &Index, blocks: &Blocks, row: &BlockRow) -> Read<Opened> {
         let start = section.offset as usize;
         block::unpack(bytes.get(start..start + section.stored as usize).ok_or(Fault::Damaged)?, section)
     };
-    let payloads = (AT_PAYLOAD..head.sections.len()).map(section).collect::<Read<_>>()?;
+    let runs = if payloads { AT_PAYLOAD..head.sections.len() } else { 0..0 };
+    let payloads = runs.map(section).collect::<Read<_>>()?;
     let varied = Varied::new(section(AT_VARIED)?)?;
     let (ids, fixed) = (section(AT_IDS)?, section(AT_FIXED)?);
-    Ok(Opened { table: Table::new(head, ids, fixed)?, varied, payloads })
+    Ok(Opened { table: Table::new(head, ids, &fixed)?, varied, payloads })
 }
 
 impl Opened {
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// A record without its payload.
+    pub(super) fn bare_row(&self, at: usize) -> Row<'_> {
+        self.table.row(at, Some(&self.varied), None)
+    }
+
     fn row(&self, at: usize) -> Row<'_> {
         let payload =
             self.table.payload(at).map(|(run, range)| self.payloads.get(run).and_then(|bytes| bytes.get(range)).unwrap_or_default());

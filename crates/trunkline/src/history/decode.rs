@@ -41,8 +41,7 @@ struct Cell {
 pub(super) struct Table {
     pub(super) head: Head,
     ids: Vec<u8>,
-    fixed: Vec<u8>,
-    dictionary: Vec<Span>,
+    dictionary: Vec<Box<str>>,
     places: Vec<[u32; 4]>,
     cells: Vec<Cell>,
 }
@@ -79,12 +78,11 @@ impl Varied {
 
 impl Table {
     /// The table of a block with these sections.
-    pub(super) fn new(head: Head, ids: Vec<u8>, fixed: Vec<u8>) -> Read<Self> {
+    pub(super) fn new(head: Head, ids: Vec<u8>, fixed: &[u8]) -> Read<Self> {
         debug_assert_eq!(ids.len(), head.sections[AT_IDS].raw as usize);
         debug_assert_eq!(fixed.len(), head.sections[AT_FIXED].raw as usize);
-        let mut table = Table { head, ids, fixed: Vec::new(), dictionary: Vec::new(), places: Vec::new(), cells: Vec::new() };
-        table.parse(&fixed).ok_or(Fault::Damaged)?;
-        table.fixed = fixed;
+        let mut table = Table { head, ids, dictionary: Vec::new(), places: Vec::new(), cells: Vec::new() };
+        table.parse(fixed).ok_or(Fault::Damaged)?;
         Ok(table)
     }
 
@@ -92,7 +90,7 @@ impl Table {
         let mut input = Input::new(fixed);
         for _ in 0..input.number()? {
             let text = input.text()?;
-            self.dictionary.push(((input.at() - text.len()) as u32, text.len() as u32));
+            self.dictionary.push(text.into());
         }
         let texts = self.dictionary.len() as u32;
         for _ in 0..input.number()? {
@@ -123,12 +121,12 @@ impl Table {
 
     /// Bytes it holds in memory.
     pub(super) fn size(&self) -> usize {
-        self.ids.len() + self.fixed.len() + self.cells.len() * size_of::<Cell>() + self.dictionary.len() * 8 + 256
+        let texts: usize = self.dictionary.iter().map(|text| text.len() + 32).sum();
+        self.ids.len() + self.cells.len() * size_of::<Cell>() + texts + 256
     }
 
     fn text(&self, at: u32) -> &str {
-        let (start, len) = self.dictionary[at as usize];
-        std::str::from_utf8(&self.fixed[start as usize..(start + len) as usize]).unwrap_or_default()
+        &self.dictionary[at as usize]
     }
 
     pub(super) fn id(&self, at: usize) -> MessageId {

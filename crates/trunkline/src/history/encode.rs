@@ -328,6 +328,18 @@ impl Encoder {
         Ok(())
     }
 
+    /// The terms of all records pushed since the last block, which are forgotten.
+    pub(super) fn take_terms(&mut self) -> Vec<u64> {
+        self.kind_terms();
+        let terms = std::mem::take(&mut self.terms);
+        self.clear();
+        terms
+    }
+
+    fn kind_terms(&mut self) {
+        self.terms.extend((0..9u8).filter(|kind| self.kinds & (1 << kind) != 0).map(|kind| terms::term(Term::Kind, &[kind])));
+    }
+
     /// Writes the block of all records pushed since the last one, and begins anew.
     pub(super) fn finish(&mut self, out: &mut Vec<u8>) -> Result<Option<Meta>> {
         let written = self.write(out);
@@ -342,7 +354,7 @@ impl Encoder {
         if !self.run.is_empty() {
             self.close_run()?;
         }
-        self.terms.extend((0..9u8).filter(|kind| self.kinds & (1 << kind) != 0).map(|kind| terms::term(Term::Kind, &[kind])));
+        self.kind_terms();
         let mut body = std::mem::take(&mut self.scratch);
         body.clear();
         let start = body.len();

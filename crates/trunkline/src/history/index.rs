@@ -26,12 +26,14 @@ CREATE TABLE file (
 CREATE TABLE block (
     id INTEGER PRIMARY KEY AUTOINCREMENT, file INTEGER NOT NULL, level INTEGER NOT NULL, gen INTEGER NOT NULL,
     id_from INTEGER NOT NULL, id_to INTEGER NOT NULL, offset INTEGER NOT NULL, len INTEGER NOT NULL,
-    records INTEGER NOT NULL, messages INTEGER NOT NULL, head INTEGER NOT NULL, top INTEGER NOT NULL);
+    records INTEGER NOT NULL, messages INTEGER NOT NULL, head INTEGER NOT NULL, top INTEGER NOT NULL, bundle INTEGER);
+CREATE TABLE bundle (id INTEGER PRIMARY KEY AUTOINCREMENT, file INTEGER NOT NULL, offset INTEGER NOT NULL, len INTEGER NOT NULL);
 CREATE INDEX block_start ON block (level, id_from, id_to);
-CREATE INDEX block_end ON block (id_to, id);
+CREATE INDEX block_end ON block (id_to, id, file, gen, offset, len, level, id_from, records, messages, head, top, bundle);
 CREATE INDEX block_asc ON block (id_from, id);
 CREATE INDEX block_file ON block (file);
 CREATE INDEX block_small ON block (gen, level, id_from) WHERE gen < 4;
+CREATE INDEX block_loose ON block (file, id_from) WHERE gen >= 4 AND bundle IS NULL;
 CREATE TABLE series (
     id INTEGER PRIMARY KEY, product TEXT NOT NULL, env TEXT NOT NULL, broker TEXT NOT NULL, topic TEXT NOT NULL,
     grp TEXT NOT NULL, UNIQUE (product, env, broker, topic, grp));
@@ -67,10 +69,12 @@ pub(super) struct BlockRow {
     pub(super) offset: u64,
     pub(super) len: u32,
     pub(super) meta: Meta,
+    /// The bundle it belongs to; 0 if it stays by itself.
+    pub(super) bundle: Option<i64>,
 }
 
 /// The columns of [`BlockRow`], in the order [`block_row`] reads them.
-pub(super) const BLOCK: &str = "id, file, gen, offset, len, level, id_from, id_to, records, messages, head, top";
+pub(super) const BLOCK: &str = "id, file, gen, offset, len, level, id_from, id_to, records, messages, head, top, bundle";
 
 /// Reads the columns of [`BLOCK`].
 pub(super) fn block_row(row: &SqlRow<'_>) -> rusqlite::Result<BlockRow> {
@@ -89,7 +93,13 @@ pub(super) fn block_row(row: &SqlRow<'_>) -> rusqlite::Result<BlockRow> {
             head: row.get(10)?,
             top: row.get(11)?,
         },
+        bundle: row.get(12)?,
     })
+}
+
+/// The same columns, of the table by this name.
+pub(super) fn columns_of(table: &str) -> String {
+    BLOCK.split(", ").map(|column| format!("{table}.{column}")).collect::<Vec<_>>().join(", ")
 }
 
 /// A block to be written to the index.
@@ -235,6 +245,14 @@ impl Index {
         Ok(to.unwrap_or(0) as u64)
     }
 
+    /// Where the filter of a bundle is: file, offset, length.
+    pub(super) fn bundle(&self, bundle: i64) -> rusqlite::Result<Option<(i64, u64, u32)>> {
+        self.sql
+            .prepare_cached("SELECT file, offset, len FROM bundle WHERE id = ?1")?
+            .query_row([bundle], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64, row.get(2)?)))
+            .optional()
+    }
+
     /// The path of a file, relative to the history's directory.
     pub(super) fn file_name(&self, file: i64) -> rusqlite::Result<Option<String>> {
         self.sql.prepare_cached("SELECT name FROM file WHERE id = ?1")?.query_row([file], |row| row.get(0)).optional()
@@ -279,25 +297,27 @@ pub(super) fn class_name(class: Class) -> String {
     format!("{capture}-{}-{}", class.age_ms, class.bytes)
 }
 
+/// Notes that so many bytes were appended to a file; its id.
+pub(super) fn add_file(tx: &Transaction<'_>, class: Class, day: u32, name: &str, offset: u64, len: u32) -> rusqlite::Result<i64> {
+    let values = params![
+        class_name(class),
+        class.age_ms.min(i64::MAX as u64) as i64,
+        class.bytes.min(i64::MAX as u64) as i64,
+        day,
+        name,
+        offset as i64 + i64::from(len),
+        len
+    ];
+    tx.prepare_cached(
+        "INSERT INTO file (class, age_ms, class_bytes, day, name, bytes, live) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT (name) DO UPDATE SET bytes = max(bytes, excluded.bytes), live = live + excluded.live RETURNING id",
+    )?
+    .query_row(values, |row| row.get(0))
+}
+
 fn add_blocks(tx: &Transaction<'_>, blocks: &[NewBlock<'_>]) -> rusqlite::Result<()> {
     for block in blocks {
-        let file: i64 = tx
-            .prepare_cached(
-                "INSERT INTO file (class, age_ms, class_bytes, day, name, bytes, live) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                 ON CONFLICT (name) DO UPDATE SET bytes = max(bytes, excluded.bytes), live = live + excluded.live RETURNING id",
-            )?
-            .query_row(
-                params![
-                    class_name(block.class),
-                    block.class.age_ms.min(i64::MAX as u64) as i64,
-                    block.class.bytes.min(i64::MAX as u64) as i64,
-                    block.day,
-                    block.file,
-                    block.offset as i64 + i64::from(block.len),
-                    block.len
-                ],
-                |row| row.get(0),
-            )?;
+        let file = add_file(tx, block.class, block.day, block.file, block.offset, block.len)?;
         let meta = &block.meta;
         tx.prepare_cached(
             "INSERT INTO block (file, gen, offset, len, level, id_from, id_to, records, messages, head, top)

@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
 
+use super::bundle;
 use super::compact;
 use super::encode::Encoder;
 use super::files::failed;
@@ -126,10 +127,11 @@ impl Maintainer {
         }
         let dropped = retention::step(&mut tools.sink.index, &self.0.root, self.0.options.max_bytes, now)?;
         let merged = compact::step(&mut tools.sink, &mut tools.encoder, &self.0.blocks, now)?;
-        if !dropped && !merged {
+        let bundled = !merged && bundle::step(&mut tools.sink, &mut tools.encoder, &self.0.blocks)?;
+        if !dropped && !merged && !bundled {
             tools.sink.index.checkpoint().map_err(super::index::failed("checkpointing the history"))?;
         }
-        Ok(dropped || merged)
+        Ok(dropped || merged || bundled)
     }
 
     /// What is needed, if no other process is at it.

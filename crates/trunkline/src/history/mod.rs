@@ -16,6 +16,8 @@ mod ask;
 #[cfg(feature = "sqlite")]
 mod block;
 #[cfg(feature = "sqlite")]
+mod bundle;
+#[cfg(feature = "sqlite")]
 mod compact;
 #[cfg(feature = "sqlite")]
 mod decode;

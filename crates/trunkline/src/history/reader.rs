@@ -137,6 +137,19 @@ impl Blocks {
         Ok(terms::may_hold(filter, all) && (any.is_empty() || any.iter().any(|term| terms::may_hold(filter, &[*term]))))
     }
 
+    /// Whether one of the blocks of this bundle may hold what is asked for. What cannot be read says perhaps.
+    pub(super) fn bundle_may_hold(&self, index: &Index, bundle: i64, all: &[u64], any: &[u64], buffer: &mut Vec<u8>) -> bool {
+        let Ok(Some((file, offset, len))) = index.bundle(bundle) else { return true };
+        buffer.resize(len as usize, 0);
+        let read = self.file(index, file).is_ok_and(|file| read_at(&file, offset, buffer).is_ok());
+        match buffer.split_first_chunk::<4>() {
+            Some((crc, filter)) if read && u32::from_le_bytes(*crc) == crc32fast::hash(filter) => {
+                terms::may_hold(filter, all) && (any.is_empty() || any.iter().any(|term| terms::may_hold(filter, &[*term])))
+            }
+            _ => true,
+        }
+    }
+
     /// The table of the block if it holds the id.
     pub(super) fn find(&self, index: &Index, block: &BlockRow, id: MessageId, buffer: &mut Vec<u8>) -> Read<Option<Arc<Table>>> {
         if let Some(Part::Table(table)) = self.cache.lock().get((block.file, block.offset, AT_FIXED)) {
@@ -162,7 +175,7 @@ impl Blocks {
         let head = Head::parse(&buffer)?;
         let ids = block::slice(&buffer, &head.sections[AT_IDS])?.to_vec();
         let fixed = self.section(index, block, &head.sections[AT_FIXED])?;
-        let table = Arc::new(Table::new(head, ids, fixed)?);
+        let table = Arc::new(Table::new(head, ids, &fixed)?);
         self.cache.lock().put(key, Part::Table(table.clone()));
         Ok(table)
     }

@@ -101,6 +101,7 @@ fn drop_file(index: &mut Index, file: i64) -> rusqlite::Result<()> {
         [file],
     )?;
     tx.execute("DELETE FROM block WHERE file = ?1", [file])?;
+    tx.execute("DELETE FROM bundle WHERE file = ?1", [file])?;
     tx.execute("DELETE FROM freed WHERE file = ?1", [file])?;
     tx.execute("DELETE FROM file WHERE id = ?1", [file])?;
     tx.commit()

@@ -1,6 +1,6 @@
 //! Walking the messages in the order of their ids, over blocks that overlap, opening only those that may matter.
 
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -109,6 +109,8 @@ pub(super) struct Scan<'a> {
     heap: BinaryHeap<(u128, u32, u32)>,
     opened: Vec<Option<Opened>>,
     cover: Cover,
+    /// What the filters of bundles said.
+    bundles: HashMap<i64, bool>,
     damaged: Vec<Gap>,
     buffer: Vec<u8>,
 }
@@ -131,6 +133,7 @@ impl<'a> Scan<'a> {
             heap: BinaryHeap::new(),
             opened: Vec::new(),
             cover: Cover::default(),
+            bundles: HashMap::new(),
             damaged: Vec::new(),
             buffer: Vec::new(),
         }
@@ -282,6 +285,14 @@ impl<'a> Scan<'a> {
 
     fn candidates(&mut self, block: &BlockRow) -> Read<()> {
         let (index, blocks) = (&self.reader.index, &self.reader.blocks);
+        let asks = !self.all.is_empty() || !self.any.is_empty();
+        if let Some(bundle) = block.bundle.filter(|bundle| *bundle > 0 && asks) {
+            let may =
+                self.bundles.entry(bundle).or_insert_with(|| blocks.bundle_may_hold(index, bundle, &self.all, &self.any, &mut self.buffer));
+            if !*may {
+                return Ok(());
+            }
+        }
         if !blocks.may_hold(index, block, &self.all, &self.any, &mut self.buffer)? {
             return Ok(());
         }

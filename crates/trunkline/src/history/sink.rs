@@ -145,6 +145,11 @@ impl Sink {
         applied
     }
 
+    /// Appends what is no block.
+    pub(super) fn append(&mut self, class: Class, day: u32, bytes: &[u8]) -> Result<(String, u64)> {
+        self.files.append(class, day, bytes)
+    }
+
     /// Lets go of the files of other days.
     pub(super) fn idle(&mut self, now: Millis) {
         self.files.close_others(day_of(now));

@@ -49,7 +49,7 @@ fn read_all(bytes: &[u8]) -> Read<Vec<Seen>> {
     if end != bytes.len() as u64 {
         return Err(Fault::Damaged);
     }
-    let table = Table::new(head.clone(), part(AT_IDS)?, part(AT_FIXED)?)?;
+    let table = Table::new(head.clone(), part(AT_IDS)?, &part(AT_FIXED)?)?;
     let row = |at| {
         let payload = table.payload(at).map(|(run, range)| payloads.get(run).map_or(&[][..], |bytes| &bytes[range]));
         seen(&table.row(at, Some(&varied), payload))

@@ -129,3 +129,32 @@ async fn the_oldest_bytes_make_room() {
     let page = history.query(&Query { limit: Some(100), ..Query::default() }).await.expect("answered");
     assert!(page.messages.len() < 40 && page.messages[0].process_id == id(T0 + 39_000, 39));
 }
+
+#[tokio::test]
+async fn bundles_skip_blocks_and_miss_nothing() {
+    let bed = Bed::new();
+    let (history, recorder) = bed.open();
+    let filed = filed("created");
+    for block in 0..40u64 {
+        let keyed =
+            |n: u64| Produced { key: Some(Bytes::from(format!("k{}", block * 700 + n))), ..produced(id(T0 + block * 1_000 + n, n), "1") };
+        recorder.record(produces(&filed, (0..700).map(keyed).collect()));
+        recorder.flush().await.expect("written");
+    }
+    let found = async |key: u64| {
+        let page = history.query(&Query { key: Some(format!("k{key}")), ..Query::default() }).await.expect("answered");
+        page.messages.iter().map(|record| record.produced_at.0 - T0).collect::<Vec<_>>()
+    };
+    let keys = [0, 7_000, 7_699, 21_001, 27_999, 28_000];
+    let mut before = Vec::new();
+    for key in keys {
+        before.push(found(key).await);
+    }
+    assert_eq!(before, [vec![0], vec![10_000], vec![10_699], vec![30_001], vec![39_699], vec![]]);
+    maintain(&history).await;
+    let bundled: i64 = bed.index().sql.query_row("SELECT count(*) FROM block WHERE bundle > 0", [], |row| row.get(0)).expect("counted");
+    assert_eq!(bundled, 32);
+    for (key, before) in keys.into_iter().zip(before) {
+        assert_eq!(found(key).await, before);
+    }
+}
