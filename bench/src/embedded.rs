@@ -45,15 +45,15 @@ pub const EVENT: &str = "bench:messages";
 /// Opens a fresh instance with one topic whose history is kept as `capture`.
 pub async fn open(dir: &Path, capture: &str) -> Result<(Trunkline, Env), Error> {
     let trunkline = Trunkline::builder().url(dir.to_string_lossy()).sdk("bench").open().await?;
-    if trunkline.catalog().topic("bench", EVENT).is_err() {
+    if trunkline.catalog().list_products().is_empty() {
         trunkline
             .catalog()
             .create_broker(
                 Some("bench"),
-                &json!({ "name": "Bench", "tag": "bench", "envs": [{ "slug": "prd", "type": "EMBEDDED", "config": {} }] }),
+                json!({ "name": "Bench", "tag": "bench", "envs": [{ "slug": "prd", "type": "EMBEDDED", "config": {} }] }),
             )
             .await?;
-        trunkline.catalog().create_topic(Some("bench"), &json!({ "name": "Messages", "tag": EVENT, "capture": capture })).await?;
+        trunkline.catalog().create_topic(Some("bench"), json!({ "name": "Messages", "tag": EVENT, "capture": capture })).await?;
     }
     let env = trunkline.env("bench", "prd");
     Ok((trunkline, env))

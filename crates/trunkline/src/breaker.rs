@@ -14,7 +14,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Counts the outcomes of one group in one process.
 #[derive(Debug)]
-pub struct Breaker {
+pub(crate) struct Breaker {
     enabled: bool,
     buckets: VecDeque<(Instant, u64, u64)>,
     open: Option<Open>,
@@ -29,7 +29,7 @@ struct Open {
 
 /// Whether a message may start now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gate {
+pub(crate) enum Gate {
     /// Closed breaker: go.
     Go,
     /// Open breaker: this one is the probe.
@@ -43,18 +43,18 @@ pub enum Gate {
 impl Breaker {
     /// A closed one; `enabled: false` never opens.
     #[must_use]
-    pub fn new(enabled: bool) -> Self {
+    pub(crate) fn new(enabled: bool) -> Self {
         Breaker { enabled, buckets: VecDeque::new(), open: None }
     }
 
     /// Whether it is open: failures are not counted.
     #[must_use]
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
     /// Whether a message may start; taking [`Gate::Probe`] marks the probe as running.
-    pub fn gate(&mut self, now: Instant) -> Gate {
+    pub(crate) fn gate(&mut self, now: Instant) -> Gate {
         match &mut self.open {
             None => Gate::Go,
             Some(open) if open.probing => Gate::Wait,
@@ -67,7 +67,7 @@ impl Breaker {
     }
 
     /// A handler's success or failure. `true` if the breaker opened or closed by it.
-    pub fn outcome(&mut self, now: Instant, ok: bool, probe: bool) -> bool {
+    pub(crate) fn outcome(&mut self, now: Instant, ok: bool, probe: bool) -> bool {
         if !self.enabled {
             return false;
         }
@@ -106,7 +106,7 @@ impl Breaker {
     }
 
     /// The probe ended without an outcome that counts (a verdict, a cancel): the next message may probe at once.
-    pub fn probe_ended(&mut self) {
+    pub(crate) fn probe_ended(&mut self) {
         if let Some(open) = &mut self.open {
             open.probing = false;
         }

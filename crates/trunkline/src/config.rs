@@ -11,13 +11,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub(crate) mod fields;
-mod secret;
 pub(crate) mod sensitive;
 pub(crate) mod server;
 pub(crate) mod shape;
 
+pub use crate::secret::Secret;
 pub use fields::{Field, Kind};
-pub use secret::Secret;
 pub use sensitive::mask;
 
 pub use crate::provider::embedded::config::{EmbeddedConfig, Fsync};

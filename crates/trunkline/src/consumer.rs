@@ -52,6 +52,8 @@ pub struct ConsumeOptions {
     pub prefetch: Option<usize>,
     /// At most this many bytes in hand (one message may pass it); 64 MB by default.
     pub prefetch_bytes: Option<usize>,
+    /// At most this many messages are started per second by this consumer; unbounded by default.
+    pub rate: Option<f64>,
     /// Waits written to the lot per second; 500 by default.
     pub waits_per_second: Option<f64>,
 }
@@ -382,6 +384,7 @@ impl Env {
             dedupe,
             dead_letter_copy: copy,
             route_epoch: entry.epoch,
+            paused: inner.is_paused(&route.filed.address, &group),
             options: Options {
                 concurrency,
                 schedule,
@@ -391,11 +394,13 @@ impl Env {
                 ordered,
                 prefetch: Prefetch { count, bytes: options.prefetch_bytes.unwrap_or(64 << 20) },
                 waits_per_second: options.waits_per_second.unwrap_or(500.0),
+                rate: options.rate,
             },
         };
         let engine = Engine::start(parts, handler).await.map_err(subscribe_failed)?;
-        engine.set_paused(inner.is_paused(&route.filed.address, &group));
         inner.engines.lock().push(Arc::downgrade(&engine));
+        // It may have been paused or resumed since the parts were made.
+        engine.set_paused(inner.is_paused(&route.filed.address, &group));
         Ok(Consumer { engine, event: route.filed.address.event.clone() })
     }
 

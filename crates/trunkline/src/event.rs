@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Code, Error, Result};
 
 /// The longest tag or env slug, in characters.
-pub const TAG_MAX: usize = 64;
+pub(crate) const TAG_MAX: usize = 64;
 
 /// Whether `text` is a tag: 1 to 64 of ASCII letters, digits, `-`, `_`, `.`, the first a letter or digit.
 #[must_use]
-pub fn is_tag(text: &str) -> bool {
+pub(crate) fn is_tag(text: &str) -> bool {
     let bytes = text.as_bytes();
     (1..=TAG_MAX).contains(&bytes.len())
         && bytes[0].is_ascii_alphanumeric()
@@ -24,7 +24,7 @@ pub fn is_tag(text: &str) -> bool {
 ///
 /// # Errors
 /// `INPUT_INVALID` naming the field.
-pub fn check_tag(field: &str, text: &str) -> Result<()> {
+pub(crate) fn check_tag(field: &str, text: &str) -> Result<()> {
     if is_tag(text) {
         return Ok(());
     }

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::background::publish_from_topics;
 use crate::catalog::{Catalog, RouteEntry};
 use crate::config::{ProviderConfig, ProviderKind};
 use crate::consume::engine::Engine;
@@ -36,6 +37,7 @@ pub(crate) struct Inner {
     pub(crate) directory: PathBuf,
     pub(crate) single_host: bool,
     pub(crate) lot_on_broker: bool,
+    pub(crate) wrap: Option<Wrap>,
     pub(crate) sdk: String,
     pub(crate) host: String,
     /// This process: in claims, leases and the registry.
@@ -49,6 +51,9 @@ pub(crate) struct Inner {
     opening: tokio::sync::Mutex<()>,
     closed: std::sync::atomic::AtomicBool,
 }
+
+/// Puts something between the core and each provider (for tests).
+pub(crate) type Wrap = Arc<dyn Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send + Sync>;
 
 /// Topics of one server and config share a connection.
 type ProviderKey = (ProviderKind, String);
@@ -68,13 +73,14 @@ pub(crate) struct Parts {
     pub(crate) directory: PathBuf,
     pub(crate) single_host: bool,
     pub(crate) lot_on_broker: bool,
+    pub(crate) wrap: Option<Wrap>,
     pub(crate) sdk: String,
     pub(crate) host: String,
 }
 
 impl Inner {
     pub(crate) fn new(parts: Parts) -> Arc<Inner> {
-        let Parts { store, catalog, history, recorder, directory, single_host, lot_on_broker, sdk, host } = parts;
+        let Parts { store, catalog, history, recorder, directory, single_host, lot_on_broker, wrap, sdk, host } = parts;
         Arc::new(Inner {
             store,
             catalog,
@@ -83,6 +89,7 @@ impl Inner {
             directory,
             single_host,
             lot_on_broker,
+            wrap,
             sdk,
             host,
             process: MessageId::now().to_string().into(),
@@ -133,6 +140,10 @@ impl Inner {
             return Ok(route.clone());
         }
         let route = Arc::new(self.open_route(&entry).await?);
+        if let Some(lot) = &route.delays {
+            let work = publish_from_topics(Arc::downgrade(&route), lot.clone(), self.process.clone(), self.end.clone());
+            self.tasks.spawn(work);
+        }
         let old = self.routes.write().insert(entry.address.clone(), route.clone());
         if let Some(old) = old {
             // What was handed to the old side is still confirmed there.
@@ -219,7 +230,10 @@ impl Inner {
         if let Some(provider) = providers.get(&key) {
             return Ok(provider.clone());
         }
-        let provider = crate::provider::open(&config, &self.directory).await?;
+        let mut provider = crate::provider::open(&config, &self.directory).await?;
+        if let Some(wrap) = &self.wrap {
+            provider = wrap(provider);
+        }
         providers.insert(key, provider.clone());
         Ok(provider)
     }

@@ -1,10 +1,14 @@
 //! One messaging API over Kafka, RabbitMQ, Redis, AWS SQS, Google Pub/Sub, NATS and an embedded broker.
 
+#[cfg(not(feature = "sqlite"))]
+compile_error!("trunkline needs a store: enable the feature `sqlite`");
+
 mod background;
 mod breaker;
 pub mod capability;
 pub mod catalog;
 pub mod config;
+pub mod connection;
 pub mod consume;
 mod consumer;
 pub mod dead_letter;
@@ -26,6 +30,7 @@ pub mod provider;
 pub mod replay;
 mod route;
 pub mod secret;
+pub mod stats;
 pub mod store;
 mod trunkline;
 

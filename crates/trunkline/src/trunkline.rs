@@ -13,9 +13,10 @@ use serde::Serialize;
 use crate::catalog::Catalog;
 use crate::error::{Code, Error, Result};
 use crate::history::{History, Options as HistoryOptions};
-use crate::inner::{Inner, Parts};
+use crate::inner::{Inner, Parts, Wrap};
 use crate::message::{Headers, Millis};
 use crate::produce::{ProduceOptions, Receipt, produce};
+use crate::provider::Provider;
 use crate::route::Route;
 use crate::secret::Sealer;
 use crate::store::datadir::DataDir;
@@ -83,6 +84,14 @@ impl Trunkline {
         Ok(members.into_iter().filter(|member| role.is_none_or(|role| role == member.role)).collect())
     }
 
+    /// Writes the history of what this process has done so far, so that every query sees it.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`.
+    pub async fn flush(&self) -> Result<()> {
+        self.0.recorder.flush().await
+    }
+
     /// Drains consumers, sends what waits, writes the history, closes connections; at most `within` and a little.
     pub async fn close(&self, within: Duration) {
         self.0.close(within).await;
@@ -95,12 +104,19 @@ fn host_name() -> String {
 }
 
 /// How an instance is opened.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Builder {
     url: Option<String>,
     single_host: bool,
     sdk: Option<String>,
     lot_on_broker: bool,
+    wrap: Option<Wrap>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("url", &self.url).field("single_host", &self.single_host).finish_non_exhaustive()
+    }
 }
 
 impl Builder {
@@ -134,6 +150,14 @@ impl Builder {
         self
     }
 
+    /// For tests only: puts something between the core and each provider.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn wrap_providers(mut self, wrap: impl Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send + Sync + 'static) -> Self {
+        self.wrap = Some(Arc::new(wrap));
+        self
+    }
+
     /// Opens it.
     ///
     /// # Errors
@@ -143,7 +167,7 @@ impl Builder {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path(), StoreOptions::default())?);
         let sealer = Arc::new(Sealer::new(&directory.master_key()?));
         let catalog = Catalog::open(store.clone(), sealer).await?;
-        let history = History::open(&directory.path().join("history"), HistoryOptions::default())?;
+        let history = History::open(directory.path(), HistoryOptions::default())?;
         let recorder = history.recorder()?;
         let inner = Inner::new(Parts {
             store,
@@ -153,6 +177,7 @@ impl Builder {
             directory: directory.path().to_owned(),
             single_host: self.single_host,
             lot_on_broker: self.lot_on_broker,
+            wrap: self.wrap,
             sdk: self.sdk.unwrap_or_else(|| "rust".into()),
             host: host_name(),
         });
@@ -161,6 +186,9 @@ impl Builder {
     }
 }
 
+/// Routes by event, as of one version of the catalogue.
+type Known = (u64, HashMap<String, Arc<Route>>);
+
 /// A product's env: where messages are produced and consumed.
 #[derive(Clone)]
 pub struct Env {
@@ -168,7 +196,7 @@ pub struct Env {
     product: Arc<str>,
     slug: Arc<str>,
     /// Routes this handle has used, so that a produce looks up one map by the event's text.
-    routes: Arc<parking_lot::RwLock<(u64, HashMap<String, Arc<Route>>)>>,
+    routes: Arc<parking_lot::RwLock<Known>>,
 }
 
 impl fmt::Debug for Env {

@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
-use trunkline::{Env, MessageId, Schedule, Trunkline};
+use trunkline::provider::Provider;
+use trunkline::{Builder, Env, MessageId, Schedule, Trunkline};
 
 pub const EVENT: &str = "orders:created";
 /// No test waits longer than this for anything.
@@ -38,7 +39,18 @@ impl Bed {
 
     pub async fn with_topic(lot: Lot, extra: Value) -> Bed {
         let dir = Arc::new(tempfile::tempdir().unwrap());
-        let trunkline = open(dir.path(), lot).await;
+        let trunkline = builder(dir.path(), lot).open().await.unwrap();
+        Bed::furnish(trunkline, dir, lot, &extra).await
+    }
+
+    /// With something between the core and the broker.
+    pub async fn wrapped(lot: Lot, wrap: impl Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send + Sync + 'static) -> Bed {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let trunkline = builder(dir.path(), lot).wrap_providers(wrap).open().await.unwrap();
+        Bed::furnish(trunkline, dir, lot, &json!({})).await
+    }
+
+    async fn furnish(trunkline: Trunkline, dir: Arc<TempDir>, lot: Lot, extra: &Value) -> Bed {
         let broker = json!({ "name": "Orders", "tag": "orders", "envs": [{ "slug": "prd", "type": "EMBEDDED", "config": {} }] });
         trunkline.catalog().create_broker(Some("shop"), broker).await.unwrap();
         let mut topic = json!({ "name": "Created", "tag": EVENT });
@@ -49,7 +61,7 @@ impl Bed {
 
     /// Another instance on the same directory: it shares nothing with this one but the files.
     pub async fn another(&self) -> Bed {
-        let trunkline = open(self.dir.path(), self.lot).await;
+        let trunkline = builder(self.dir.path(), self.lot).open().await.unwrap();
         Bed { env: trunkline.env("shop", "prd"), trunkline, dir: self.dir.clone(), lot: self.lot }
     }
 
@@ -66,8 +78,8 @@ impl Bed {
     }
 }
 
-async fn open(dir: &Path, lot: Lot) -> Trunkline {
-    Trunkline::builder().url(dir.join("data").to_string_lossy()).lot_on_broker(lot == Lot::Topics).open().await.unwrap()
+fn builder(dir: &Path, lot: Lot) -> Builder {
+    Trunkline::builder().url(dir.join("data").to_string_lossy()).lot_on_broker(lot == Lot::Topics)
 }
 
 pub fn retries(millis: &[u64]) -> Schedule {

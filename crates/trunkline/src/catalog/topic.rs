@@ -1,6 +1,6 @@
 //! Topics: named streams of a broker, and the names they get on each env's server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -311,12 +311,21 @@ pub(crate) fn check_taken(
             }
         }
     }
-    // the same broker: as it is to be
+    // the same broker: as it is to be, worked out anew only if it changes
     let node = snapshot.broker(&broker.product, &broker.tag).ok();
+    let unchanged = node.is_some_and(|node| std::ptr::eq(&raw const *node.doc, broker));
+    let replaced: HashSet<&str> = fresh.iter().map(|topic| topic.topic_tag.as_str()).collect();
     for slug in broker.envs.iter().filter(on_server) {
-        for other in node.iter().flat_map(|node| node.topics.values()).filter(|other| !fresh.iter().any(|doc| doc.tag == other.doc.tag)) {
-            let keys: Vec<&str> = other.groups.keys().map(AsRef::as_ref).collect();
-            refuse(&other.doc, &slug.slug, &occupied(broker, slug, &other.doc, &keys))?;
+        for (tag, other) in node.iter().flat_map(|node| &node.topics) {
+            if replaced.contains(tag.as_ref()) {
+                continue;
+            }
+            if unchanged {
+                refuse(&other.doc, &slug.slug, other.occupied(broker, &slug.slug))?;
+            } else {
+                let keys: Vec<&str> = other.groups.keys().map(AsRef::as_ref).collect();
+                refuse(&other.doc, &slug.slug, &occupied(broker, slug, &other.doc, &keys))?;
+            }
         }
         for other in fresh.iter().filter(|other| !is_self(other) || slug.slug != env.slug) {
             let known = node.and_then(|node| node.topics.get(other.topic_tag.as_str()));

@@ -18,10 +18,10 @@ use crate::consume::settle::{Finished, Then};
 use crate::consume::state::State;
 use crate::delivery::{Delivery, EnvelopeId};
 use crate::error::{Code, Error, Result};
-use crate::history::Filed;
 use crate::history::Recorder;
+use crate::history::{Attempt, Filed, Step};
 use crate::lot::{Lot, LotFeed};
-use crate::message::{MessageId, header};
+use crate::message::{MessageId, header, now_ms};
 use crate::policy::{Schedule, is_crash_loop};
 use crate::provider::{GroupSpec, Prefetch, Provider, Signal, SubscribeOptions, Subscription, SubscriptionState, TopicSpec};
 use crate::store::{LotState, Store};
@@ -30,7 +30,7 @@ use crate::store::{LotState, Store};
 const WAIT: Duration = Duration::from_secs(5);
 /// The pause before a lost subscription is rebuilt, growing from the first to the last.
 const REBUILD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// A chain may hold so much per shard; then the shard's receive stops.
+/// The chains of a shard may hold so many messages; then the receive stops until they are shorter.
 const CHAIN_MOST: u64 = 1_000;
 
 /// How a consumer works. Defaults are the documented ones.
@@ -44,6 +44,7 @@ pub(crate) struct Options {
     pub(crate) ordered: bool,
     pub(crate) prefetch: Prefetch,
     pub(crate) waits_per_second: f64,
+    pub(crate) rate: Option<f64>,
 }
 
 /// Which ids were handled before are passed over.
@@ -71,6 +72,8 @@ pub(crate) struct Parts {
     pub(crate) dedupe: Option<Dedupe>,
     pub(crate) dead_letter_copy: Option<DeadLetterCopy>,
     pub(crate) route_epoch: u64,
+    /// Whether its group is paused: then nothing is received before it is resumed.
+    pub(crate) paused: bool,
     pub(crate) options: Options,
 }
 
@@ -103,6 +106,10 @@ pub(crate) struct Engine {
     pub(crate) settled: AtomicU64,
     pub(crate) store_down: AtomicBool,
     pub(crate) stuck: AtomicBool,
+    /// The chains of a shard are full.
+    blocked: AtomicBool,
+    /// Told when messages have left the hand, for a shard that is being given up.
+    pub(crate) drained: Notify,
     paused: watch::Sender<bool>,
     state: watch::Sender<State>,
     /// Stop receiving and starting.
@@ -135,11 +142,12 @@ impl Engine {
             dedupe,
             dead_letter_copy,
             route_epoch,
+            paused,
             options,
         } = parts;
         let concurrency = options.concurrency.max(1);
         let engine = Arc::new(Engine {
-            lanes: Mutex::new(Lanes::new(concurrency, Breaker::new(options.breaker))),
+            lanes: Mutex::new(Lanes::new(concurrency, options.rate, Breaker::new(options.breaker))),
             provider,
             topic,
             group_spec,
@@ -166,7 +174,9 @@ impl Engine {
             settled: AtomicU64::new(0),
             store_down: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
-            paused: watch::Sender::new(false),
+            blocked: AtomicBool::new(false),
+            drained: Notify::new(),
+            paused: watch::Sender::new(paused),
             state: watch::Sender::new(State::Connecting),
             stop: CancellationToken::new(),
             give_up: CancellationToken::new(),
@@ -281,7 +291,7 @@ impl Engine {
     }
 
     /// Receives from one subscription until the engine stops (`Ok`) or the subscription dies (`Err`).
-    async fn receive(&self, subscription: &Arc<dyn Subscription>) -> Result<()> {
+    async fn receive(self: &Arc<Self>, subscription: &Arc<dyn Subscription>) -> Result<()> {
         let generation = self.current().1;
         let mut paused = self.paused.subscribe();
         loop {
@@ -297,7 +307,11 @@ impl Engine {
                 subscription.resume().await;
                 continue;
             }
-            let room = self.room();
+            let blocked = self.options.ordered && self.lanes.lock().chains_full(CHAIN_MOST);
+            if self.blocked.swap(blocked, Ordering::Relaxed) != blocked {
+                self.set_state(if blocked { State::Degraded("key_blocked") } else { State::Live });
+            }
+            let room = self.room().filter(|_| !blocked);
             let Some((count, bytes)) = room else {
                 tokio::select! {
                     () = self.space.notified() => {}
@@ -325,16 +339,21 @@ impl Engine {
         (lanes.count < count && lanes.bytes < bytes && !stopped).then(|| (count - lanes.count, bytes - lanes.bytes))
     }
 
-    async fn take(&self, subscription: &Arc<dyn Subscription>, generation: u64, signal: Signal) {
+    async fn take(self: &Arc<Self>, subscription: &Arc<dyn Subscription>, generation: u64, signal: Signal) {
         match signal {
             Signal::Deliveries { epoch, items, .. } => self.take_deliveries(items, epoch, generation).await,
-            Signal::Assigned { shard, .. } => {
+            Signal::Assigned { shard, epoch, .. } => {
                 if self.options.ordered {
                     self.load_chains(shard).await;
                 }
-                self.lanes.lock().revoking.remove(&shard);
+                let mut lanes = self.lanes.lock();
+                lanes.revoking.remove(&shard);
+                lanes.epochs.insert(shard, epoch);
             }
-            Signal::Revoking { route, shard, deadline } => self.revoke(subscription, route, shard, deadline).await,
+            // The other shards go on meanwhile.
+            Signal::Revoking { route, shard, deadline } => {
+                tokio::spawn(self.clone().revoke(subscription.clone(), route, shard, deadline));
+            }
             Signal::Lost { shard, .. } => self.lose(Some(shard)),
             Signal::State(SubscriptionState::Live) => self.set_state(State::Live),
             Signal::State(SubscriptionState::Degraded(reason)) => self.set_state(State::Degraded(reason)),
@@ -382,7 +401,7 @@ impl Engine {
                     lanes.bytes += work.size;
                     *lanes.by_shard.entry(work.position.shard).or_default() += 1;
                     let entry = self.entry(&work, LotState::Dead, self.store.now(), work.attempts, Some(reason.into()), None);
-                    finished.push(Finished::of(&work, Then::Lot(Box::new(entry)), None, false));
+                    finished.push(Finished::of(&work, Then::Lot(Box::new(entry)), Some(unhandled(&work, reason)), false));
                 } else if let Some(behind) = lanes.admit(work) {
                     finished.push(self.behind(&behind));
                 }
@@ -447,10 +466,8 @@ impl Engine {
         loop {
             match self.lot.chains(shard).await {
                 Ok((chains, bytes)) => {
+                    tracing::debug!(shard, keys = chains.len(), bytes, "chains loaded");
                     self.lanes.lock().set_chains(shard, chains);
-                    if bytes > 64 << 20 || self.lanes.lock().chain_total(shard) >= CHAIN_MOST {
-                        self.set_state(State::Degraded("key_blocked"));
-                    }
                     return;
                 }
                 // Without the chains the shard's messages would overtake those that wait.
@@ -463,7 +480,7 @@ impl Engine {
         }
     }
 
-    async fn revoke(&self, subscription: &Arc<dyn Subscription>, route: usize, shard: u32, deadline: Instant) {
+    async fn revoke(self: Arc<Self>, subscription: Arc<dyn Subscription>, route: usize, shard: u32, deadline: Instant) {
         let waiting = {
             let mut lanes = self.lanes.lock();
             lanes.revoking.insert(shard);
@@ -472,8 +489,12 @@ impl Engine {
         let released = waiting.iter().map(|work| Finished::of(work, Then::Release, None, false)).collect();
         self.hand_over(released);
         let drained = async {
-            while self.lanes.lock().by_shard.contains_key(&shard) {
-                self.space.notified().await;
+            loop {
+                let left = self.drained.notified();
+                if !self.lanes.lock().by_shard.contains_key(&shard) {
+                    return;
+                }
+                left.await;
             }
         };
         let _ = tokio::time::timeout_at(deadline.into(), drained).await;
@@ -565,11 +586,12 @@ impl Engine {
         for (handle, entry) in due {
             let message = entry.message;
             let size = message.payload.len() + message.headers.size() + 64;
+            let epoch = lanes.epochs.get(&message.position.shard).copied().unwrap_or(0);
             lanes.admit(Work {
                 source: Source::Lot(handle),
                 id: message.id,
                 position: message.position,
-                epoch: 0,
+                epoch,
                 lane: entry.chain,
                 key: message.key,
                 expires_at: message.headers.get_str(header::EXPIRES_AT).and_then(|text| text.parse().ok()),
@@ -693,6 +715,22 @@ impl Drop for Engine {
         for task in self.tasks.lock().iter() {
             task.abort();
         }
+    }
+}
+
+/// The record of a burial that no handler saw.
+fn unhandled(work: &Work, reason: &str) -> Attempt {
+    Attempt {
+        id: work.id,
+        produced_at: work.produced_at,
+        step: Step::Dead,
+        attempts: work.attempts,
+        started_at: now_ms(),
+        wait_us: 0,
+        run_us: 0,
+        error: Some(reason.into()),
+        key: work.key.clone(),
+        position: work.position,
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::cmp::Ordering as Order;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -71,15 +71,24 @@ impl Ord for Timed {
     }
 }
 
+/// The chains of a shard: how many messages of each key, and of all.
+#[derive(Debug, Default)]
+struct Chains {
+    keys: HashMap<u64, u64>,
+    total: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Lanes {
     ready: VecDeque<Work>,
     /// Keys with one message ready, running or held, and those behind it.
     busy: HashMap<u64, VecDeque<Work>>,
-    /// By shard: keys whose messages wait in the lot, and how many of each.
-    chains: HashMap<u32, HashMap<u64, u64>>,
+    /// By shard: keys whose messages wait in the lot.
+    chains: HashMap<u32, Chains>,
     held: BinaryHeap<Timed>,
     held_most: usize,
+    /// At least so long between two starts, and when the next one may be.
+    spacing: Option<(Duration, Instant)>,
     ticket: u64,
     pub(crate) breaker: Breaker,
     pub(crate) running: usize,
@@ -90,18 +99,22 @@ pub(crate) struct Lanes {
     pub(crate) closing: bool,
     /// Shards being given up: nothing of them starts.
     pub(crate) revoking: HashSet<u32>,
+    /// The number of this member's ownership of each shard.
+    pub(crate) epochs: HashMap<u32, u64>,
     /// Broker messages in hand by shard, to know when a shard is drained.
     pub(crate) by_shard: HashMap<u32, usize>,
 }
 
 impl Lanes {
-    pub(crate) fn new(concurrency: usize, breaker: Breaker) -> Self {
+    /// `rate`: at most so many starts a second; unbounded if `None`.
+    pub(crate) fn new(concurrency: usize, rate: Option<f64>, breaker: Breaker) -> Self {
         Lanes {
             ready: VecDeque::new(),
             busy: HashMap::new(),
             chains: HashMap::new(),
             held: BinaryHeap::new(),
             held_most: concurrency.div_ceil(4),
+            spacing: rate.filter(|rate| *rate > 0.0).map(|rate| (Duration::from_secs_f64(1.0 / rate), Instant::now())),
             ticket: 0,
             breaker,
             running: 0,
@@ -110,6 +123,7 @@ impl Lanes {
             bytes: 0,
             closing: false,
             revoking: HashSet::new(),
+            epochs: HashMap::new(),
             by_shard: HashMap::new(),
         }
     }
@@ -121,8 +135,11 @@ impl Lanes {
         if matches!(work.source, Source::Broker(..)) {
             *self.by_shard.entry(work.position.shard).or_default() += 1;
             if let Some(lane) = work.lane {
-                if let Some(count) = self.chains.get_mut(&work.position.shard).and_then(|chains| chains.get_mut(&lane)) {
+                if let Some(chains) = self.chains.get_mut(&work.position.shard)
+                    && let Some(count) = chains.keys.get_mut(&lane)
+                {
                     *count += 1;
+                    chains.total += 1;
                     return Some(work);
                 }
                 if let Some(behind) = self.busy.get_mut(&lane) {
@@ -147,9 +164,21 @@ impl Lanes {
             Gate::Until(at) => return Err(Idle::Until(at)),
             Gate::Wait => return Err(Idle::Empty),
         };
+        if let Some((_, next)) = self.spacing
+            && next > Instant::now()
+            && !self.ready.is_empty()
+        {
+            if probe {
+                self.breaker.probe_ended();
+            }
+            return Err(Idle::Until(next));
+        }
         match self.ready.pop_front() {
             Some(work) => {
                 self.running += 1;
+                if let Some((spacing, next)) = &mut self.spacing {
+                    *next = (*next).max(Instant::now() - *spacing) + *spacing;
+                }
                 Ok((work, probe))
             }
             None => {
@@ -193,10 +222,6 @@ impl Lanes {
         None
     }
 
-    pub(crate) fn held(&self) -> usize {
-        self.held.len()
-    }
-
     /// A broker message of this key is through: the next one behind it may start.
     pub(crate) fn release_lane(&mut self, lane: Option<u64>) {
         let Some(lane) = lane else { return };
@@ -213,25 +238,31 @@ impl Lanes {
     /// A message of this key goes to the lot: it begins (or goes on) a chain, and all behind it must follow it there.
     pub(crate) fn begin_chain(&mut self, shard: u32, lane: u64) -> Vec<Work> {
         let behind: Vec<Work> = self.busy.remove(&lane).map(Vec::from).unwrap_or_default();
-        *self.chains.entry(shard).or_default().entry(lane).or_default() += 1 + behind.len() as u64;
+        let chains = self.chains.entry(shard).or_default();
+        let more = 1 + behind.len() as u64;
+        *chains.keys.entry(lane).or_default() += more;
+        chains.total += more;
         behind
     }
 
     /// One of a chain has left the lot.
     pub(crate) fn shorten_chain(&mut self, shard: u32, lane: u64) {
         if let Some(chains) = self.chains.get_mut(&shard)
-            && let Some(count) = chains.get_mut(&lane)
+            && let Some(count) = chains.keys.get_mut(&lane)
         {
             *count = count.saturating_sub(1);
+            chains.total = chains.total.saturating_sub(1);
             if *count == 0 {
-                chains.remove(&lane);
+                chains.keys.remove(&lane);
             }
         }
     }
 
     /// What the lot says of a shard's chains.
-    pub(crate) fn set_chains(&mut self, shard: u32, chains: impl IntoIterator<Item = (u64, u64)>) {
-        self.chains.insert(shard, chains.into_iter().collect());
+    pub(crate) fn set_chains(&mut self, shard: u32, keys: impl IntoIterator<Item = (u64, u64)>) {
+        let keys: HashMap<u64, u64> = keys.into_iter().collect();
+        let total = keys.values().sum();
+        self.chains.insert(shard, Chains { keys, total });
     }
 
     pub(crate) fn drop_chains(&mut self, shard: u32) {
@@ -240,11 +271,12 @@ impl Lanes {
 
     /// Shards with chains.
     pub(crate) fn chained(&self) -> Vec<u32> {
-        self.chains.iter().filter(|(_, chains)| !chains.is_empty()).map(|(shard, _)| *shard).collect()
+        self.chains.iter().filter(|(_, chains)| chains.total > 0).map(|(shard, _)| *shard).collect()
     }
 
-    pub(crate) fn chain_total(&self, shard: u32) -> u64 {
-        self.chains.get(&shard).map_or(0, |chains| chains.values().sum())
+    /// Whether the chains of a shard hold as much as they may.
+    pub(crate) fn chains_full(&self, most: u64) -> bool {
+        self.chains.values().any(|chains| chains.total >= most)
     }
 
     /// Shards this member owns (only tracked where order is kept).

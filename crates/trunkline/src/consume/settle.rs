@@ -137,7 +137,26 @@ impl Engine {
                 all = rest;
             }
         }
-        // 2. The lot: written before the original is acked.
+        // 2. Copies of dead letters to a topic of the user's.
+        let dead: Vec<LotEntry> = all
+            .iter()
+            .filter_map(|f| match &f.then {
+                Then::Lot(entry) if entry.state == LotState::Dead => Some((**entry).clone()),
+                _ => None,
+            })
+            .collect();
+        if !dead.is_empty()
+            && let Some(copy) = &self.dead_letter_copy
+            && let Err(error) = copy(dead).await
+        {
+            tracing::warn!(%error, "dead letters could not be copied to their topic");
+            // Neither acked nor buried before the copy is there.
+            let (dead, rest): (Vec<_>, Vec<_>) =
+                all.into_iter().partition(|f| matches!(&f.then, Then::Lot(entry) if entry.state == LotState::Dead));
+            failed.extend(dead);
+            all = rest;
+        }
+        // 3. The lot: written before the original is acked.
         let mut entries = Vec::new();
         let mut lot_settles = Vec::new();
         for finished in &mut all {
@@ -160,23 +179,11 @@ impl Engine {
                 _ => {}
             }
         }
-        let dead: Vec<LotEntry> = all
-            .iter()
-            .filter_map(|f| match &f.then {
-                Then::Lot(entry) if entry.state == LotState::Dead => Some((**entry).clone()),
-                _ => None,
-            })
-            .collect();
         if !entries.is_empty() {
             self.pace(entries.iter().filter(|e| e.state == LotState::Waiting).count()).await;
         }
         let mut lot_ok = true;
-        if !dead.is_empty()
-            && let Some(copy) = &self.dead_letter_copy
-        {
-            lot_ok = copy(dead).await.is_ok();
-        }
-        if lot_ok && !entries.is_empty() {
+        if !entries.is_empty() {
             lot_ok =
                 self.lot.put(entries).await.inspect_err(|error| tracing::warn!(%error, "a wait or a burial could not be written")).is_ok();
         }
@@ -198,9 +205,9 @@ impl Engine {
                 }
             }
         }
-        // 3. The ack.
+        // 4. The ack.
         self.settle_broker(&all).await;
-        // 4. The record, and the hand is free.
+        // 5. The record, and the hand is free.
         self.leave(all);
         failed
     }
@@ -254,6 +261,7 @@ impl Engine {
             }
         }
         self.space.notify_one();
+        self.drained.notify_waiters();
         if !attempts.is_empty() {
             self.recorder.record(Batch::Attempts {
                 filed: self.filed.clone(),

@@ -28,8 +28,8 @@ impl History {
     pub async fn query(&self, query: &Query) -> Result<Page> {
         query.check()?;
         let cursor = query.parse_cursor()?;
-        let (query, unsaved) = (query.clone(), self.unsaved_gaps());
-        self.inner.readers.run(move |reader| page(reader, &query, cursor, unsaved)).await
+        let (query, unsaved, now) = (query.clone(), self.unsaved_gaps(), self.inner.options.clock.now());
+        self.inner.readers.run(move |reader| page(reader, &query, cursor, unsaved, now)).await
     }
 
     /// Statistics of a span.
@@ -63,7 +63,7 @@ impl History {
     }
 }
 
-fn page(reader: &Reader, query: &Query, cursor: Option<Cursor>, unsaved: Vec<Gap>) -> Result<Page> {
+fn page(reader: &Reader, query: &Query, cursor: Option<Cursor>, unsaved: Vec<Gap>, now: Millis) -> Result<Page> {
     let start = cursor.unwrap_or(Cursor { bound: u128::MAX, scanned: 0, page: query.page.unwrap_or(1) });
     let skip = if cursor.is_some() { 0 } else { (start.page - 1) * query.limit() as u64 };
     let scanned = Scan::new(reader, query, cursor).run(skip, start)?;
@@ -76,17 +76,19 @@ fn page(reader: &Reader, query: &Query, cursor: Option<Cursor>, unsaved: Vec<Gap
         from: query.from,
         to: query.to,
     };
-    let of = stats::messages(reader, &dimensions)?;
+    let of = stats::messages(reader, &dimensions, now)?;
     let has_more = scanned.cursor.is_some();
     let mut gaps = reader.index.gaps(query.from.unwrap_or(0), query.to.unwrap_or(Millis::MAX)).map_err(failed("reading the gaps"))?;
     gaps.extend(unsaved);
     gaps.extend(scanned.damaged);
-    // The roll-ups count whole minutes, and remember what retention dropped.
+    // The roll-ups count whole minutes, remember what retention dropped, and know nothing of what others produced.
+    let dropped_to = reader.index.dropped_to().map_err(failed("reading the history"))?;
+    let is_all = dropped_to == 0 || query.from.is_some_and(|from| from > dropped_to);
     let is_whole = |at: Option<Millis>| at.is_none_or(|at| at.is_multiple_of(60_000));
     let (total, total_is_exact) = if !has_more && cursor.is_none() {
         (scanned.matched, gaps.is_empty())
     } else if query.is_plain() && is_whole(query.from) && is_whole(query.to) {
-        (of, gaps.is_empty())
+        (of.max(scanned.matched), gaps.is_empty() && is_all && of >= scanned.matched)
     } else {
         (scanned.matched, false)
     };

@@ -11,9 +11,18 @@
 //! ```
 //! All numbers are little-endian. A lookup by id reads up to IDS, a search by terms the FILTER, and only a true hit more.
 
+use std::cell::RefCell;
+
+use zstd::bulk::Decompressor;
+
 use crate::message::MessageId;
 
 use super::wire::Input;
+
+thread_local! {
+    // Setting one up takes longer than most sections do.
+    static UNPACKER: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
 
 /// What every block starts with.
 pub(super) const MAGIC: [u8; 4] = *b"TLHB";
@@ -151,7 +160,13 @@ pub(super) fn unpack(stored: &[u8], section: &Section) -> Read<Vec<u8>> {
     if !section.packed {
         return Ok(stored.to_vec());
     }
-    let raw = zstd::bulk::decompress(stored, section.raw as usize).map_err(|_| Fault::Damaged)?;
+    let raw = UNPACKER.with_borrow_mut(|unpacker| {
+        if unpacker.is_none() {
+            *unpacker = Decompressor::new().ok();
+        }
+        unpacker.as_mut().and_then(|unpacker| unpacker.decompress(stored, section.raw as usize).ok())
+    });
+    let raw = raw.ok_or(Fault::Damaged)?;
     if raw.len() == section.raw as usize { Ok(raw) } else { Err(Fault::Damaged) }
 }
 

@@ -18,12 +18,13 @@ use super::{Capture, Class};
 const FORMAT: i64 = 1;
 const APPLICATION: i64 = 0x544c_4849;
 
+// AUTOINCREMENT where other processes remember the ids: none may come back as another file.
 const SCHEMA: &str = "
 CREATE TABLE file (
-    id INTEGER PRIMARY KEY, class TEXT NOT NULL, age_ms INTEGER NOT NULL, class_bytes INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, class TEXT NOT NULL, age_ms INTEGER NOT NULL, class_bytes INTEGER NOT NULL,
     day INTEGER NOT NULL, name TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL, live INTEGER NOT NULL);
 CREATE TABLE block (
-    id INTEGER PRIMARY KEY, file INTEGER NOT NULL, level INTEGER NOT NULL, gen INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, file INTEGER NOT NULL, level INTEGER NOT NULL, gen INTEGER NOT NULL,
     id_from INTEGER NOT NULL, id_to INTEGER NOT NULL, offset INTEGER NOT NULL, len INTEGER NOT NULL,
     records INTEGER NOT NULL, messages INTEGER NOT NULL, head INTEGER NOT NULL, top INTEGER NOT NULL);
 CREATE INDEX block_start ON block (level, id_from, id_to);
@@ -39,6 +40,7 @@ CREATE TABLE rollup (
     PRIMARY KEY (width, series, start)) WITHOUT ROWID;
 CREATE TABLE gap (id INTEGER PRIMARY KEY, gap_from INTEGER NOT NULL, gap_to INTEGER NOT NULL, count INTEGER NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE replayed (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE dropped (one INTEGER PRIMARY KEY CHECK (one = 1), id_to INTEGER NOT NULL);
 CREATE TABLE freed (id INTEGER PRIMARY KEY, file INTEGER NOT NULL, offset INTEGER NOT NULL, len INTEGER NOT NULL, at INTEGER NOT NULL);
 ";
 
@@ -52,7 +54,7 @@ pub struct Gap {
     pub to: Millis,
     /// How many records.
     pub count: u64,
-    /// `overflow`, `spill_full`, `damaged`.
+    /// `overflow`, `spill_full`, `build`; in a page also `damaged`, `newer`.
     pub reason: String,
 }
 
@@ -145,7 +147,9 @@ impl Index {
             let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0))?;
             if version <= FORMAT {
                 sql.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-                sql.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA cache_size = -4000; PRAGMA temp_store = MEMORY;")?;
+                sql.execute_batch(
+                    "PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 8000; PRAGMA cache_size = -4000; PRAGMA temp_store = MEMORY;",
+                )?;
                 sql.set_prepared_statement_cache_capacity(32);
             }
             Ok((sql, version))
@@ -204,6 +208,12 @@ impl Index {
         Ok(true)
     }
 
+    /// Moves what is in the write-ahead log to where it belongs, so that the recorder, which would have to wait for the disk,
+    /// need not.
+    pub(super) fn checkpoint(&self) -> rusqlite::Result<()> {
+        self.sql.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+    }
+
     /// Blocks that may hold an id of these times, narrow ones first.
     pub(super) fn covering(&self, from: Millis, to: Millis) -> rusqlite::Result<Vec<BlockRow>> {
         let mut found = Vec::new();
@@ -217,6 +227,12 @@ impl Index {
             }
         }
         Ok(found)
+    }
+
+    /// Up to which time in their ids messages may have been dropped; 0 if none were.
+    pub(super) fn dropped_to(&self) -> rusqlite::Result<Millis> {
+        let to: Option<i64> = self.sql.prepare_cached("SELECT id_to FROM dropped")?.query_row([], |row| row.get(0)).optional()?;
+        Ok(to.unwrap_or(0) as u64)
     }
 
     /// The path of a file, relative to the history's directory.

@@ -125,7 +125,11 @@ impl Maintainer {
             tools.is_swept = true;
         }
         let dropped = retention::step(&mut tools.sink.index, &self.0.root, self.0.options.max_bytes, now)?;
-        Ok(dropped | compact::step(&mut tools.sink, &mut tools.encoder, &self.0.blocks, now)?)
+        let merged = compact::step(&mut tools.sink, &mut tools.encoder, &self.0.blocks, now)?;
+        if !dropped && !merged {
+            tools.sink.index.checkpoint().map_err(super::index::failed("checkpointing the history"))?;
+        }
+        Ok(dropped || merged)
     }
 
     /// What is needed, if no other process is at it.

@@ -28,6 +28,9 @@ const WINDOW: Duration = Duration::from_millis(250);
 /// How soon a write that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How soon to look whether a day is over, without anything to do.
+const REST: Duration = Duration::from_secs(60);
+
 type Flushed = oneshot::Sender<Result<()>>;
 
 #[derive(Debug, Default)]
@@ -227,9 +230,7 @@ impl Writer {
             let has_more = self.waiting || queue.lost.is_some() || !self.shared.unsaved.lock().is_empty();
             if let Some(due) = due {
                 self.shared.wake.wait_until(&mut queue, due);
-            } else if has_more && self.shared.wake.wait_for(&mut queue, RETRY).timed_out() {
-                break;
-            } else if !has_more && self.shared.wake.wait_for(&mut queue, Duration::from_secs(60)).timed_out() {
+            } else if self.shared.wake.wait_for(&mut queue, if has_more { RETRY } else { REST }).timed_out() {
                 break;
             }
         }
@@ -244,10 +245,14 @@ impl Writer {
 
     fn write(&mut self, batches: &[Queued], lost: Option<Gap>) -> Result<()> {
         let now = self.shared.options.clock.now();
-        self.shared.unsaved.lock().extend(lost);
+        if let Some(lost) = lost {
+            merge(&mut self.shared.unsaved.lock(), lost);
+        }
         let records: usize = batches.iter().map(Queued::len).sum();
+        let gap = |reason: &str| Gap { from: now, to: now, count: records as u64, reason: reason.into() };
         let busy = records > CAPACITY / 2;
-        let mut work = self.builder.build(batches, now, if busy { BLOCK_BUSY } else { BLOCK }, busy)?;
+        let built = self.builder.build(batches, now, if busy { BLOCK_BUSY } else { BLOCK }, busy);
+        let mut work = built.inspect_err(|_| merge(&mut self.shared.unsaved.lock(), gap("build")))?;
         work.gaps = self.shared.unsaved.lock().clone();
         let committed = self.commit(&work, now);
         match committed {
@@ -260,9 +265,12 @@ impl Writer {
                 // Gaps stay in memory: they are few, and seen from there.
                 work.gaps.clear();
                 self.waiting = true;
+                if !e.retryable() {
+                    // Whatever is wrong with it: the next try begins with a new connection and new files.
+                    self.sink = None;
+                }
                 if self.spill.keep(&work).is_err() {
-                    let gap = Gap { from: now, to: now, count: work.records(), reason: "spill_full".into() };
-                    merge(&mut self.shared.unsaved.lock(), gap);
+                    merge(&mut self.shared.unsaved.lock(), gap("spill_full"));
                 }
                 Err(e)
             }
@@ -284,6 +292,15 @@ impl Writer {
             sink.commit(work, &[], None, now)?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Also when it ends by a bug: nobody is left waiting for an answer, and what comes is counted as lost.
+        let mut queue = self.shared.queue.lock();
+        (queue.closing, queue.ended) = (true, true);
+        queue.flushes.clear();
     }
 }
 

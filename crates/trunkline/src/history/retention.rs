@@ -16,7 +16,7 @@ use super::rollup::WIDTHS;
 /// Queries that began before a block was replaced are over by then, and its bytes can be given back.
 const GRACE: Millis = 60_000;
 /// How long minutes and hours are kept in the roll-ups; days are kept for good.
-const KEEP: [Millis; 2] = [8 * 86_400_000, 100 * 86_400_000];
+pub(super) const KEEP: [Millis; 2] = [8 * 86_400_000, 100 * 86_400_000];
 /// Files dropped in one step.
 const FILES: usize = 16;
 
@@ -24,12 +24,9 @@ const FILES: usize = 16;
 pub(super) fn step(index: &mut Index, root: &Path, max_bytes: u64, now: Millis) -> Result<bool> {
     let due = due(index, max_bytes, now).map_err(failed("looking for what is over"))?;
     let mut dropped = false;
-    for (file, name) in due.into_iter().take(FILES) {
-        let path = root.join(&name);
-        // Its writer notices at the next day that it is over; until then the file stays.
-        if path.exists() && !is_closed(&path) {
-            continue;
-        }
+    // A writer notices at the next day that its file is over; until then the file stays.
+    let closed = due.into_iter().map(|(file, name)| (file, root.join(name))).filter(|(_, path)| !path.exists() || is_closed(path));
+    for (file, path) in closed.take(FILES) {
         drop_file(index, file).map_err(failed("dropping what is over"))?;
         let _ = fs::remove_file(&path);
         // The folders of the day and the class go with their last file.
@@ -98,6 +95,11 @@ fn due(index: &Index, max_bytes: u64, now: Millis) -> rusqlite::Result<Vec<(i64,
 
 fn drop_file(index: &mut Index, file: i64) -> rusqlite::Result<()> {
     let tx = index.sql.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    tx.execute(
+        "INSERT INTO dropped (one, id_to) SELECT 1, max(id_to) FROM block WHERE file = ?1 HAVING max(id_to) IS NOT NULL
+         ON CONFLICT (one) DO UPDATE SET id_to = max(id_to, excluded.id_to)",
+        [file],
+    )?;
     tx.execute("DELETE FROM block WHERE file = ?1", [file])?;
     tx.execute("DELETE FROM freed WHERE file = ?1", [file])?;
     tx.execute("DELETE FROM file WHERE id = ?1", [file])?;

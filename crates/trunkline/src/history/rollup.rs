@@ -12,7 +12,7 @@ use crate::store::Address;
 
 use super::Filed;
 use super::histogram::Histogram;
-use super::row::{Kind, Row};
+use super::row::{Kind, Tally};
 use super::wire::{Input, put, put_bytes};
 
 /// The widths that are kept, in ms.
@@ -89,7 +89,7 @@ pub(super) struct Counts {
 
 impl Counts {
     /// Counts one record.
-    pub(super) fn count(&mut self, row: &Row<'_>) {
+    pub(super) fn count(&mut self, row: &Tally) {
         let counters = &mut self.counters;
         match row.kind {
             Kind::Produced => {
@@ -221,7 +221,7 @@ impl Deltas {
 impl Series {
     /// Counts one record, in the minute it ended in.
     #[inline]
-    pub(super) fn count(&mut self, row: &Row<'_>) {
+    pub(super) fn count(&mut self, row: &Tally) {
         let ms = row.ended_us() / 1_000;
         let minute = ms - ms % WIDTHS[0];
         let at = self.minutes.iter().rposition(|(known, _)| *known == minute).unwrap_or_else(|| {

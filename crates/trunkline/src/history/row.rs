@@ -119,6 +119,7 @@ pub(super) struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
+    #[inline]
     fn bare(id: MessageId, kind: Kind, place: Place<'a>, at: Millis) -> Self {
         Row {
             id,
@@ -144,13 +145,51 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// What the roll-ups count of it.
+    pub(super) fn tally(&self) -> Tally {
+        Tally {
+            kind: self.kind,
+            at: if self.kind.is_step() { self.started_at } else { self.at },
+            first_us: self.first_us,
+            run_us: self.run_us,
+            attempts: self.attempts,
+            size: self.size,
+        }
+    }
+
     /// When it was over, in microseconds since 1970.
     pub(super) fn ended_us(&self) -> u64 {
-        if self.kind.is_step() {
-            self.started_at.saturating_mul(1_000).saturating_add(self.run_us)
-        } else {
-            self.at.saturating_mul(1_000).saturating_add(if self.kind.is_produce() { self.first_us } else { 0 })
-        }
+        self.tally().ended_us()
+    }
+
+    /// Whether its wait is counted: it is the first attempt.
+    pub(super) fn is_first(&self) -> bool {
+        self.tally().is_first()
+    }
+}
+
+/// What the roll-ups count of a record.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tally {
+    pub(super) kind: Kind,
+    /// Produced, replayed, or started at.
+    pub(super) at: Millis,
+    /// Until the confirm, or the wait.
+    pub(super) first_us: u64,
+    pub(super) run_us: u64,
+    pub(super) attempts: u32,
+    pub(super) size: u64,
+}
+
+impl Tally {
+    /// When it was over, in microseconds since 1970.
+    pub(super) fn ended_us(&self) -> u64 {
+        let took = match self.kind {
+            Kind::Replayed => 0,
+            kind if kind.is_produce() => self.first_us,
+            _ => self.run_us,
+        };
+        self.at.saturating_mul(1_000).saturating_add(took)
     }
 
     /// Whether its wait is counted: it is the first attempt.
@@ -195,6 +234,24 @@ impl Queued {
         }
     }
 
+    /// What the roll-ups count of one of its records; the whole record would take longer to make than to count.
+    #[inline]
+    pub(super) fn tally(&self, at: usize) -> Tally {
+        match &self.batch {
+            Batch::Produced { items, .. } => {
+                let item = &items[at];
+                let size = self.sizes.as_ref().map_or(item.payload.len() as u64, |sizes| u64::from(sizes[at]));
+                let (kind, first_us) = (kind_of(item), u64::from(item.confirm_us));
+                Tally { kind, at: item.produced_at, first_us, run_us: 0, attempts: 0, size }
+            }
+            Batch::Attempts { items, .. } => {
+                let Attempt { started_at, wait_us, run_us, attempts, step, .. } = items[at];
+                Tally { kind: step.into(), at: started_at, first_us: wait_us, run_us, attempts, size: 0 }
+            }
+            Batch::Replayed { at, .. } => Tally { kind: Kind::Replayed, at: *at, first_us: 0, run_us: 0, attempts: 0, size: 0 },
+        }
+    }
+
     /// One of its records.
     #[inline]
     pub(super) fn row(&self, item: usize) -> Row<'_> {
@@ -217,8 +274,12 @@ pub(super) fn len(batch: &Batch) -> usize {
     }
 }
 
+fn kind_of(item: &Produced) -> Kind {
+    if item.failure.is_some() { Kind::Failed } else { Kind::Produced }
+}
+
+#[inline]
 fn produced<'a>(filed: &'a Filed, producer: &'a str, item: &'a Produced, let_go: Option<u32>) -> Row<'a> {
-    let kind = if item.failure.is_some() { Kind::Failed } else { Kind::Produced };
     Row {
         who: producer,
         key: item.key.as_deref(),
@@ -232,10 +293,11 @@ fn produced<'a>(filed: &'a Filed, producer: &'a str, item: &'a Produced, let_go:
         other: item.replay_of,
         code: item.failure.as_ref().map_or("", |failure| failure.code),
         text: item.failure.as_ref().map(|failure| cut(&failure.message, TEXT_MAX)),
-        ..Row::bare(item.id, kind, Place::from(filed), item.produced_at)
+        ..Row::bare(item.id, kind_of(item), Place::from(filed), item.produced_at)
     }
 }
 
+#[inline]
 fn attempt<'a>(filed: &'a Filed, group: &'a str, consumer: &'a str, item: &'a Attempt) -> Row<'a> {
     Row {
         who: consumer,

@@ -42,11 +42,6 @@ impl Work {
     pub(super) fn is_empty(&self) -> bool {
         self.blocks.is_empty() && self.deltas.is_empty() && self.gaps.is_empty()
     }
-
-    /// Records it holds, counted or kept.
-    pub(super) fn records(&self) -> u64 {
-        self.blocks.iter().map(|block| u64::from(block.meta.records)).sum()
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -110,7 +105,7 @@ fn count(queued: &Queued, deltas: &mut Deltas) {
         _ => None,
     };
     let series = deltas.series(queued.filed(), group);
-    (0..queued.len()).for_each(|item| series.count(&queued.row(item)));
+    (0..queued.len()).for_each(|item| series.count(&queued.tally(item)));
 }
 
 /// Where work is written to.

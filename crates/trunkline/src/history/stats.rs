@@ -13,6 +13,7 @@ use super::histogram::Histogram;
 use super::index::{Gap, failed};
 use super::reader::Reader;
 use super::record::Time;
+use super::retention::KEEP;
 use super::rollup::{Counters, Counts, WIDTHS};
 
 /// What statistics are asked for. Times are rounded outwards to whole minutes.
@@ -147,15 +148,22 @@ struct Whose {
 }
 
 impl StatsQuery {
-    /// The span in whole minutes.
+    /// The span in whole minutes, and hours or days where only those are kept.
     fn span(&self, now: Millis) -> Result<(Millis, Millis)> {
-        let to = self.to.unwrap_or(now);
+        // This very moment belongs to it.
+        let to = self.to.unwrap_or(now + 1);
         let from = self.from.unwrap_or_else(|| to.saturating_sub(WIDTHS[2]));
         if from > to {
             return Err(Error::input("from", "`from` is after `to`"));
         }
         let to = to.min(1 << 47);
-        Ok((from - from % WIDTHS[0], to.next_multiple_of(WIDTHS[0])))
+        let width = |at: Millis| match now.saturating_sub(at) {
+            // An hour of leeway: what is about to be dropped may be gone at the next look.
+            age if age + WIDTHS[1] < KEEP[0] => WIDTHS[0],
+            age if age + WIDTHS[1] < KEEP[1] => WIDTHS[1],
+            _ => WIDTHS[2],
+        };
+        Ok((from - from % width(from), to.next_multiple_of(width(to))))
     }
 }
 
@@ -298,12 +306,15 @@ pub(super) fn series(reader: &Reader, query: &StatsQuery, width: Millis, now: Mi
 }
 
 /// Messages produced, or tried to, in these topics and times. Minutes that are cut by the ends count whole.
-pub(super) fn messages(reader: &Reader, query: &StatsQuery) -> Result<u64> {
+pub(super) fn messages(reader: &Reader, query: &StatsQuery, now: Millis) -> Result<u64> {
     let mut sum = 0;
     // What a group did is no message: only the rows of the topic itself.
-    let query = StatsQuery { group: Some(String::new()), ..query.clone() };
-    let (from, to) = (query.from.unwrap_or(0), query.to.unwrap_or(1 << 47).min(1 << 47));
-    let (from, to) = (from - from % WIDTHS[0], to.next_multiple_of(WIDTHS[0]));
+    let (from, to) = (Some(query.from.unwrap_or(0)), Some(query.to.unwrap_or(1 << 47)));
+    let query = StatsQuery { group: Some(String::new()), from, to, ..query.clone() };
+    if from > to {
+        return Ok(0);
+    }
+    let (from, to) = query.span(now)?;
     walk(reader, &query, from, to, WIDTHS[2], |_, _, counts| sum += counts.counters.produced + counts.counters.publish_failed)?;
     Ok(sum)
 }

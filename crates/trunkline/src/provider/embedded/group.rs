@@ -118,7 +118,7 @@ impl Topic {
         group.page.removed().store(1, SeqCst);
         group.page.version().fetch_add(1, SeqCst);
         self.groups.lock().remove(escape(name).as_str());
-        let away = self.groups_dir().join(format!(".removed-{}", uuid::Uuid::now_v7().simple()));
+        let away = self.groups_dir().join(format!("{}{}", super::REMOVED, uuid::Uuid::now_v7().simple()));
         let disk = &self.host.disk;
         let remove = || {
             disk.rename(&group.dir, &away)?;

@@ -65,6 +65,8 @@ pub use real_disk::RealDisk;
 
 /// Messages can be given back for at most this long.
 const LONGEST_RETRY_MS: u64 = 60_000;
+/// What is being removed is first renamed to this and a number.
+const REMOVED: &str = ".removed-";
 /// More shards than this are a mistake.
 const MOST_SHARDS: u32 = 65_536;
 
@@ -238,13 +240,18 @@ impl Handle {
                 result => result?,
             };
             let disk = &self.host.disk;
-            let away = self.host.options.dir.join("topics").join(format!(".removed-{}", uuid::Uuid::now_v7().simple()));
+            let away = self.host.options.dir.join("topics").join(format!("{REMOVED}{}", uuid::Uuid::now_v7().simple()));
             // Under the append lock: nobody is in the middle of a write, and whoever comes after sees the mark.
             let moved = topic.locked(|_| {
                 topic.page.removed().store(1, SeqCst);
                 disk.rename(&topic.dir, &away)
             })?;
-            moved.and_then(|()| disk.remove_dir(&away)).map_err(|e| error::disk(&e, "cannot remove", &topic.dir))?;
+            // Another process may sweep it away at the same time.
+            let removed = moved.and_then(|()| match disk.remove_dir(&away) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                result => result,
+            });
+            removed.map_err(|e| error::disk(&e, "cannot remove", &topic.dir))?;
             self.host.chunks.forget(topic.serial);
             self.topics.lock().remove(name);
             topic.notify();

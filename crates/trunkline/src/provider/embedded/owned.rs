@@ -37,7 +37,7 @@ impl Entry {
         u32::from(self.0 >> 8)
     }
 
-    fn become_(&mut self, what: u16) {
+    fn set(&mut self, what: u16) {
         self.0 = self.0 & !3 | what;
     }
 
@@ -138,7 +138,7 @@ impl Owned {
         for (from, to) in state.settled {
             owned.widen(to);
             for ordinal in from..to {
-                owned.entry(ordinal).become_(SETTLED);
+                owned.entry(ordinal).set(SETTLED);
             }
             owned.exceptions += to - from;
         }
@@ -254,7 +254,8 @@ impl Owned {
             let Some((ordinal, frame, at)) = self.reader.next()? else { return Ok(None) };
             self.widen(ordinal + 1);
             for gone in self.next..ordinal {
-                if self.entry(gone).what() == OPEN {
+                // The cursor may be further already: it also passes what an earlier owner settled.
+                if gone >= self.cursor && self.entry(gone).what() == OPEN {
                     self.done(gone);
                 }
             }
@@ -269,7 +270,7 @@ impl Owned {
         self.in_flight += 1;
         let blamed = if ordinal < self.suspects_end { self.blamed(ordinal) } else { 0 };
         let entry = self.entry(ordinal);
-        entry.become_(HANDED);
+        entry.set(HANDED);
         let (round, failures) = (entry.round(), entry.failures());
         let token = u64::from(self.name) << (ORDINAL_BITS + ROUND_BITS) | round << ORDINAL_BITS | low(ordinal);
         Delivery {
@@ -323,7 +324,7 @@ impl Owned {
     }
 
     fn done(&mut self, ordinal: u64) {
-        self.entry(ordinal).become_(SETTLED);
+        self.entry(ordinal).set(SETTLED);
         match self.pending.last_mut() {
             Some((start, len)) if *start + u64::from(*len) == ordinal && *len < u32::MAX => *len += 1,
             _ => self.pending.push((ordinal, 1)),

@@ -38,8 +38,19 @@ impl Handle {
         Ok(())
     }
 
+    /// Removes what is left of topics whose removal was cut off.
+    fn sweep(&self) {
+        let (disk, dir) = (&self.host.disk, self.host.options.dir.join("topics"));
+        for name in disk.list(&dir).unwrap_or_default() {
+            if name.starts_with(super::REMOVED) {
+                // Another process may be at it; then there is nothing left to do.
+                let _ = disk.remove_dir(&dir.join(name));
+            }
+        }
+    }
+
     /// What the keeper does in a round.
-    fn tidy(&self) {
+    pub(super) fn tidy(&self) {
         for live in self.lives() {
             for todo in live.tidy() {
                 if let Err(error) = todo.run() {
@@ -83,6 +94,7 @@ fn turn(handle: &Weak<Handle>, next: &mut Instant, beat: Duration) -> bool {
 fn keep(handle: &Weak<Handle>) {
     let round = {
         let Some(handle) = handle.upgrade() else { return };
+        handle.sweep();
         match handle.host.options.fsync {
             Fsync::Always => ROUND,
             Fsync::Interval(every) => every.clamp(Duration::from_millis(1), ROUND),

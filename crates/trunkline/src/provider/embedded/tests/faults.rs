@@ -238,3 +238,76 @@ async fn a_damaged_confirmed_batch_is_not_cut_off() {
     assert!(other.send(&topic, numbered(None, 9..10)).await[0].is_err());
     assert_eq!(std::fs::read(segment(&broker, &topic)).expect("read").len(), bytes.len());
 }
+
+#[tokio::test]
+async fn what_a_killed_writer_left_unsynced_appears_after_a_while() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let topic = topic(1);
+    let a = Embedded::open(options(dir.path())).expect("opened");
+    let b = Embedded::open(options(dir.path())).expect("opened");
+    a.ensure(&topic, &[group("g")]).await.expect("ensured");
+    let open = a.handle.topic(&topic.name).expect("open");
+    let mut encoder = encode::Encoder::new(1);
+    encoder.encode(numbered(None, 0..3).iter(), |_| true);
+    // Killed before `commit`.
+    open.append(&mut encoder).expect("written");
+    assert!(a.read(&topic, ReadFrom::Position(Position::default()), 10).await.expect("read").is_empty());
+    let subscription = join(&b, &topic, "g").await;
+    assert_eq!(receive(&*subscription, 3).await.len(), 3);
+}
+
+#[tokio::test]
+async fn an_interval_confirms_before_it_syncs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = FaultyDisk::new();
+    let fsync = Fsync::Interval(Duration::from_millis(10));
+    let broker = Embedded::with_disk(Arc::clone(&disk) as Arc<dyn Disk>, Options { fsync, ..options(dir.path()) }).expect("opened");
+    let topic = topic(1);
+    broker.ensure(&topic, &[]).await.expect("ensured");
+    assert_eq!(broker.capabilities(&topic).durability, Durability::Written);
+    disk.fail_syncs(1);
+    send_all(&broker, &topic, numbered(None, 0..3)).await;
+    let end = Instant::now() + SOON;
+    while disk.faults.syncs.load(SeqCst) > 0 {
+        assert!(Instant::now() < end, "nobody synced");
+        broker.handle.tidy();
+        tokio::task::yield_now().await;
+    }
+    // What was confirmed stays readable; what comes next goes to another segment.
+    let end = Instant::now() + SOON;
+    let mut n = 3;
+    while broker.handle.topic(&topic.name).expect("open").list_segments().expect("listed").len() < 2 {
+        assert!(Instant::now() < end);
+        n += broker.send(&topic, numbered(None, 3..4)).await.iter().filter(|sent| sent.is_ok()).count();
+    }
+    let stored = broker.read(&topic, ReadFrom::Position(Position::default()), 100_000).await.expect("read");
+    assert!(stored.len() >= n, "{} of {n}", stored.len());
+}
+
+#[tokio::test]
+async fn a_group_never_stands_beyond_a_log_that_lost_its_end() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let topic = topic(1);
+    let (file, kept) = {
+        let broker = Embedded::open(options(dir.path())).expect("opened");
+        broker.ensure(&topic, &[group("g")]).await.expect("ensured");
+        send_all(&broker, &topic, numbered(None, 0..5)).await;
+        let file = segment(&broker, &topic);
+        let kept = std::fs::metadata(&file).expect("there").len();
+        send_all(&broker, &topic, numbered(None, 5..9)).await;
+        let subscription = join(&broker, &topic, "g").await;
+        let all = receive(&*subscription, 9).await;
+        settle_done(&*subscription, &all).await;
+        subscription.close(Instant::now() + SOON).await;
+        (file, kept)
+    };
+    // The machine lost its power before an interval's fsync, and with it the page.
+    std::fs::File::options().write(true).open(&file).expect("open").set_len(kept).expect("cut");
+    std::fs::remove_file(file.with_file_name("control")).expect("removed");
+    let disk = FaultyDisk::new();
+    disk.boot(9);
+    let broker = Embedded::with_disk(disk, options(dir.path())).expect("opened");
+    assert_eq!(send_all(&broker, &topic, numbered(None, 100..103)).await[0].offset, 5);
+    let subscription = join(&broker, &topic, "g").await;
+    assert_eq!(texts(&receive(&*subscription, 3).await), ["100", "101", "102"]);
+}
