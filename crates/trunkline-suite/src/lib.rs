@@ -7,7 +7,7 @@
 //!   an honest provider cannot do.
 //! - [`liar`] wraps an honest provider and breaks one duty at a time. It shows that the scenarios can fail.
 //! - [`recording_disk`] records what the embedded broker asks of its disk and replays every crash.
-//! - [`ledger`] is how real processes, killed at will, are held to what they confirmed and handled.
+//! - [`kill`] starts real processes to kill and stop, and [`ledger`] holds them to what they confirmed and handled.
 
 #![expect(clippy::unwrap_used, reason = "a poisoned suite should stop at once")]
 

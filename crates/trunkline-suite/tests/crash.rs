@@ -7,13 +7,16 @@ use std::time::Instant;
 use trunkline_suite::recording_disk::Faults;
 use trunkline_suite::recording_disk::run::{Report, Sends, record, record_many, replay};
 
+/// More than there are cores: each replay mostly waits for threads of the broker to wake.
+const THREADS: usize = 8;
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
 }
 
 fn crashes_of(seed: u64, rounds: usize, mixed: u64, faults: Faults) -> (Report, Sends) {
     let (disk, sends) = runtime().block_on(record(seed, rounds, faults)).expect("a run");
-    (replay(disk.tape(), mixed, 2), sends)
+    (replay(disk.tape(), mixed, THREADS), sends)
 }
 
 #[test]
@@ -22,7 +25,7 @@ fn what_was_confirmed_survives_every_crash() {
     let begun = Instant::now();
     let mut crashes = 0;
     for seed in 0..runs {
-        let (report, sends) = crashes_of(seed, 60, 4, Faults::default());
+        let (report, sends) = crashes_of(seed, 48, 4, Faults::default());
         assert!(report.failures.is_empty(), "run {seed}:\n{}", report.failures.join("\n"));
         assert_eq!(sends.ambiguous + sends.refused, 0, "a send failed on a sound disk");
         crashes += report.crashes;
@@ -35,14 +38,14 @@ fn what_was_confirmed_survives_every_crash() {
 #[test]
 fn four_senders_at_once_survive_every_crash() {
     let disk = runtime().block_on(record_many(12)).expect("a run");
-    let report = replay(disk.tape(), 4, 2);
+    let report = replay(disk.tape(), 4, THREADS);
     assert!(report.failures.is_empty(), "{}", report.failures.join("\n"));
 }
 
 #[test]
 fn failed_syncs_confirm_nothing_that_a_crash_can_take() {
     for every in [2, 3, 7] {
-        let (report, sends) = crashes_of(100 + every, 30, 3, Faults { fail_every: Some(every), ..Faults::default() });
+        let (report, sends) = crashes_of(100 + every, 24, 2, Faults { fail_every: Some(every), ..Faults::default() });
         assert!(report.failures.is_empty(), "every {every}th sync fails:\n{}", report.failures.join("\n"));
         assert!(sends.ambiguous > 0, "every {every}th sync failed, and no send was said to be ambiguous: {sends:?}");
     }

@@ -141,15 +141,21 @@ pub(super) async fn probe_keeps_its_deadline(bed: Bed) -> Verdict {
 pub(super) async fn close_ends_the_connection(bed: Bed) -> Verdict {
     let (topic, group) = bed.topic(1).await?;
     let provider = bed.open().await?;
-    let mut member = bed.member_on(&provider, std::slice::from_ref(&topic), &group, crate::bed::PREFETCH).await?;
+    let member = bed.member_on(&provider, std::slice::from_ref(&topic), &group, crate::bed::PREFETCH).await?;
     let begun = Instant::now();
     let deadline = begun + bed.pace.patience;
-    let listening = tokio::spawn(async move { member.step(1, usize::MAX, Duration::from_secs(600)).await });
+    let listening = tokio::spawn(async move {
+        loop {
+            if let Err(error) = member.subscription.next(1, usize::MAX, Duration::from_secs(600)).await {
+                return error;
+            }
+        }
+    });
     provider.close(deadline).await;
     check!(Instant::now() < deadline, "close passed its deadline");
     let ended = tokio::time::timeout(bed.pace.patience, listening).await;
-    let ended = ended.map_err(|_| Failure::new("a waiting `next` did not end with its connection"))?;
-    check!(ended.is_ok_and(|verdict| verdict.is_err()), "a waiting `next` returned Ok after its connection was closed");
+    let Ok(Ok(error)) = ended else { return Err(Failure::new("a waiting `next` did not end with its connection")) };
+    check!(error.code() == Code::Closed, "a waiting `next` ended with its connection as {error:?}");
 
     let result = provider.send(&topic, vec![message("late")]).await.pop();
     match result {

@@ -49,7 +49,7 @@ fn message(sender: u8, number: u32, len: usize) -> Outgoing {
 /// Sender and number of an intact message.
 fn check_payload(id: MessageId, payload: &[u8]) -> Verdict<(u8, u32)> {
     let fill = payload.get(5..).unwrap_or_default();
-    let intact = payload.len() >= 5 && fill.iter().zip(id.as_bytes().iter().cycle()).all(|(a, b)| a == b);
+    let intact = payload.len() >= 5 && fill.chunks(16).all(|part| part == &id.as_bytes()[..part.len()]);
     check!(intact, "the payload of {id} is not what was sent");
     Ok((payload[0], u32::from_le_bytes([payload[1], payload[2], payload[3], payload[4]])))
 }
@@ -386,12 +386,11 @@ async fn read(provider: &Embedded, promised: &Promised) -> Verdict<BTreeMap<Posi
     let mut all = BTreeMap::new();
     for shard in 0..SHARDS {
         let mut last: BTreeMap<u8, u32> = BTreeMap::new();
-        let mut next = 0;
-        for stored in provider.read(&topic(), ReadFrom::Position(Position { shard, offset: 0 }), usize::MAX).await? {
+        let stored = provider.read(&topic(), ReadFrom::Position(Position { shard, offset: 0 }), usize::MAX).await?;
+        for (next, stored) in (0_u64..).zip(stored) {
             let id = stored.id.ok_or_else(|| Failure::new(format!("no id at {}", stored.position)))?;
             check!(promised.sent.contains(&id), "{id} at {} was never sent", stored.position);
             check!(stored.position.offset == next, "{} follows after offset {next} was due", stored.position);
-            next += 1;
             let (sender, number) = check_payload(id, &stored.payload)?;
             let before = last.insert(sender, number);
             check!(before.is_none_or(|before| before < number), "message {number} of sender {sender} follows {before:?}");
