@@ -15,7 +15,7 @@ fn five() -> (Dir, Vec<String>) {
     };
     let ids: Vec<String> = (0..5).map(produce).collect();
     let script = r#"case $TRUNKLINE_KEY in k0|k1) echo "no such customer" >&2;; *) echo "no price" >&2;; esac; exit 1"#;
-    dir.ok(&["consume", EVENT, "--group", "billing", "--exec", script, "--retry", "none", "--max", "5"]);
+    dir.ok(&["consume", EVENT, "--group", "billing", "--exec", script, "--retry", "none", "--concurrency", "1", "--max", "5"]);
     (dir, ids)
 }
 
@@ -65,7 +65,7 @@ fn an_edit_is_what_is_handed_over() {
     let shown = dir.json(&["dead", "show", id]);
     assert_eq!(shown[0]["headers"], serde_json::json!({ "fixed": "yes" }), "{shown}");
     dir.ok(&["dead", "reprocess", "--id", id]);
-    let got = dir.consume(&[EVENT, "--group", "billing", "--max", "1"]);
+    let got = dir.consume(&["--group", "billing", "--max", "1"]);
     assert_eq!(
         (got[0]["process_id"].as_str(), &got[0]["message"]["n"], &got[0]["headers"]["fixed"]),
         (Some(id), &20.into(), &"yes".into())
@@ -89,7 +89,7 @@ fn an_editor_may_do_it_or_leave_it() {
     assert!(failed.code == 2 && failed.err.contains("nothing was changed"), "{failed:?}");
     assert_eq!(edit("sed -i s/1/111/").code, 0);
     assert_eq!(dir.json(&["dead", "show", &all[1]])[0]["payload"]["n"], 111);
-    let broken = edit("sed -i s/n/{/");
+    let broken = edit("sed -i s/:/{/");
     assert!(broken.code == 2 && broken.err.contains("PAYLOAD_INVALID"), "{broken:?}");
 }
 
@@ -102,7 +102,7 @@ fn a_dry_run_counts_and_a_reprocess_tells_of_each() {
     assert_eq!((done["matched"].as_u64(), done["reprocessed"].as_u64(), &done["state"]), (Some(2), Some(2), &"done".into()), "{done}");
     assert_eq!(done["results"].as_array().map(Vec::len), Some(2), "{done}");
     assert!(dir.json(&["jobs", "show", done["job_id"].as_str().expect("a job")])["done"] == 2);
-    let got = dir.consume(&[EVENT, "--group", "billing", "--max", "2"]);
+    let got = dir.consume(&["--group", "billing", "--max", "2"]);
     let mut back: Vec<&str> = got.iter().filter_map(|message| message["process_id"].as_str()).collect();
     back.sort_unstable();
     assert_eq!(back, [all[2].as_str(), all[3].as_str()], "the oldest first, the same ids");
@@ -116,7 +116,7 @@ fn a_reprocess_to_the_topic_is_a_new_message_for_everyone() {
     let (dir, all) = five();
     let done = dir.json(&["dead", "reprocess", "--id", &all[0], "--target", "topic", "--payload", "{\"n\":99}"]);
     assert_eq!(done["reprocessed"], 1, "{done}");
-    let got = dir.consume(&[EVENT, "--group", "billing"]);
+    let got = dir.consume(&["--group", "billing"]);
     assert_eq!((got.len(), &got[0]["message"]["n"]), (1, &99.into()), "{got:?}");
     let new = got[0]["process_id"].as_str().expect("an id");
     assert_eq!(dir.json(&["messages", "show", new])["replayOf"].as_str(), Some(all[0].as_str()));
