@@ -5,10 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use trunkline::consume::handler::{Context, Raw};
-use trunkline::consumer::Consumer;
-use trunkline::policy::Schedule;
-use trunkline::{Env, Result, Trunkline};
+use trunkline::{Consumer, Context, Env, Raw, Result, Schedule, Trunkline};
 
 use crate::demo::evidence::{Clock, Ended, Run};
 use crate::demo::script::Script;

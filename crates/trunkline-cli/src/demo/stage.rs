@@ -62,6 +62,13 @@ impl Stage {
         Ok(Stage { dir, homes })
     }
 
+    /// Closes all instances but the first.
+    pub(crate) async fn leave_one(&self, within: Duration) {
+        for home in &self.homes[1..] {
+            home.close(within).await;
+        }
+    }
+
     /// Writes what is left and lets go of the directory.
     pub(crate) async fn close(&self, within: Duration) {
         for home in &self.homes {

@@ -131,6 +131,8 @@ impl LotFeed for StoreFeed {
         for seq in &seqs {
             held.remove(seq);
         }
+        // What waits again may be due sooner than the next look, and so is what stood behind it in its chain.
+        self.put.notify_one();
         Ok(settled)
     }
 
