@@ -1,6 +1,6 @@
 //! Every crash of recorded runs of the embedded broker: what was confirmed is there, and in order.
 //!
-//! `TRUNKLINE_CRASH_RUNS` says how many runs are recorded (2).
+//! `TRUNKLINE_CRASH_RUNS` says how many runs are recorded (1).
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ fn crashes_of(seed: u64, rounds: usize, mixed: u64, faults: Faults) -> (Report, 
 
 #[test]
 fn what_was_confirmed_survives_every_crash() {
-    let runs = std::env::var("TRUNKLINE_CRASH_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
+    let runs = std::env::var("TRUNKLINE_CRASH_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let begun = Instant::now();
     let mut crashes = 0;
     for seed in 0..runs {
@@ -29,7 +29,7 @@ fn what_was_confirmed_survives_every_crash() {
     }
     let took = begun.elapsed().as_secs_f64();
     println!("{crashes} crashes in {took:.1} s, {:.0} a second", crashes as f64 / took);
-    assert!(crashes >= 5_000 * runs as usize, "only {crashes} crashes");
+    assert!(crashes >= 10_000 * runs as usize, "only {crashes} crashes");
 }
 
 #[test]

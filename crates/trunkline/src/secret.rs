@@ -83,6 +83,16 @@ impl From<String> for Secret {
     }
 }
 
+impl crate::catalog::Seal for Sealer {
+    fn seal(&self, record: &str, plain: &str) -> crate::Result<String> {
+        Sealer::seal(self, record, plain)
+    }
+
+    fn open(&self, record: &str, sealed: &str) -> crate::Result<String> {
+        Sealer::open(self, record, sealed).map(|secret| secret.expose().to_owned())
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
@@ -100,15 +110,5 @@ mod tests {
             assert!(!shown.contains("hunter2") && shown.contains(MASKED), "{shown}");
         }
         assert!(config.password == Secret::new("hunter2") && config.password != Secret::new("hunter3"));
-    }
-}
-
-impl crate::catalog::Seal for Sealer {
-    fn seal(&self, record: &str, plain: &str) -> crate::Result<String> {
-        Sealer::seal(self, record, plain)
-    }
-
-    fn open(&self, record: &str, sealed: &str) -> crate::Result<String> {
-        Sealer::open(self, record, sealed).map(|secret| secret.expose().to_owned())
     }
 }

@@ -186,6 +186,9 @@ impl Builder {
     }
 }
 
+/// Routes by event, as of one version of the catalogue.
+type Known = (u64, HashMap<String, Arc<Route>>);
+
 /// A product's env: where messages are produced and consumed.
 #[derive(Clone)]
 pub struct Env {
@@ -193,7 +196,7 @@ pub struct Env {
     product: Arc<str>,
     slug: Arc<str>,
     /// Routes this handle has used, so that a produce looks up one map by the event's text.
-    routes: Arc<parking_lot::RwLock<(u64, HashMap<String, Arc<Route>>)>>,
+    routes: Arc<parking_lot::RwLock<Known>>,
 }
 
 impl fmt::Debug for Env {

@@ -138,6 +138,7 @@ impl World {
         self.place += 1;
         self.pages = Pages::clone(pages);
         let place = self.place;
+        self.supersede(op);
         let mut pend = |file: u64, change: Change| self.pending.push(Pending { file, change, doomed: false, place });
         match op {
             Op::Create { file, path } => {
@@ -179,6 +180,19 @@ impl World {
             }
             Op::Ensured | Op::Sending(_) | Op::Confirmed(..) | Op::Settling(_) | Op::Settled(_) => {}
         }
+    }
+
+    /// What no sync can save any more is gone for good once it is cut off or written over.
+    fn supersede(&mut self, op: &Op) {
+        let (of, from, to) = match op {
+            Op::Truncate { file, len } => (*file, *len, u64::MAX),
+            Op::Write { file, at, bytes } => (*file, *at, *at + bytes.len() as u64),
+            _ => return,
+        };
+        self.pending.retain(|pending| match &pending.change {
+            Change::Write { at, bytes } if pending.doomed && pending.file == of => *at + bytes.len() as u64 <= from || *at >= to,
+            _ => true,
+        });
     }
 
     /// Directories are moved at once and for good: half a move is not what is looked at here.

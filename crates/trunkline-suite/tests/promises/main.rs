@@ -1,5 +1,7 @@
 //! What every route promises, seen from outside: through `Trunkline`, on the embedded broker, with both forms of the lot.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bed;
 mod delivery;
 mod faults;

@@ -147,15 +147,14 @@ impl Engine {
             .collect();
         if !dead.is_empty()
             && let Some(copy) = &self.dead_letter_copy
+            && let Err(error) = copy(dead).await
         {
-            if let Err(error) = copy(dead).await {
-                tracing::warn!(%error, "dead letters could not be copied to their topic");
-                // Neither acked nor buried before the copy is there.
-                let (dead, rest): (Vec<_>, Vec<_>) =
-                    all.into_iter().partition(|f| matches!(&f.then, Then::Lot(entry) if entry.state == LotState::Dead));
-                failed.extend(dead);
-                all = rest;
-            }
+            tracing::warn!(%error, "dead letters could not be copied to their topic");
+            // Neither acked nor buried before the copy is there.
+            let (dead, rest): (Vec<_>, Vec<_>) =
+                all.into_iter().partition(|f| matches!(&f.then, Then::Lot(entry) if entry.state == LotState::Dead));
+            failed.extend(dead);
+            all = rest;
         }
         // 3. The lot: written before the original is acked.
         let mut entries = Vec::new();

@@ -238,16 +238,14 @@ impl Engine {
             lanes.running -= 1;
             let counted = !lanes.breaker.is_open();
             match run.counts {
-                Some(ok) => {
-                    if lanes.breaker.outcome(now, ok, probe) {
-                        let open = lanes.breaker.is_open();
-                        self.set_state(if open { State::Degraded("handler_failing") } else { State::Live });
-                        self.work.notify_waiters();
-                        self.space.notify_one();
-                    }
+                Some(ok) if lanes.breaker.outcome(now, ok, probe) => {
+                    let open = lanes.breaker.is_open();
+                    self.set_state(if open { State::Degraded("handler_failing") } else { State::Live });
+                    self.work.notify_waiters();
+                    self.space.notify_one();
                 }
                 None if probe => lanes.breaker.probe_ended(),
-                None => {}
+                _ => {}
             }
             let standing = Standing { attempts: work.attempts, deliveries: work.deliveries, counted, may_hold: lanes.may_hold() };
             let decision = decide(&self.options.schedule, standing, &run.outcome, rand::random());

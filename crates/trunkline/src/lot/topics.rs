@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::delivery::{Delivery, EnvelopeId, Position, Settle, Token};
@@ -160,7 +159,7 @@ fn entry(delivery: &Delivery, address: &Address, group: &Arc<str>, state: LotSta
             id,
             key: delivery.key.clone(),
             headers,
-            payload: delivery.payload.clone().unwrap_or_else(Bytes::new),
+            payload: delivery.payload.clone().unwrap_or_default(),
             produced_at,
             position,
         },
