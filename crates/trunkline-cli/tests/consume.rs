@@ -69,9 +69,7 @@ fn a_command_that_hangs_is_ended_with_its_children() {
     let mut consumer =
         Running::start(dir.command(&["consume", EVENT, "--exec", &script, "--retry", "none", "--timeout", "500ms", "--idle-exit", "1s"]));
     assert_eq!(common::code(consumer.status()), 0);
-    let pid: i32 = std::fs::read_to_string(marker).expect("it ran").trim().parse().expect("a pid");
-    let alive = std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-    assert!(!alive, "the grandchild still runs");
+    common::until_gone(std::fs::read_to_string(marker).expect("it ran").trim());
     assert_eq!(dir.json(&["groups", "show", EVENT, "my-product"])["dead"], 1);
 }
 
@@ -115,12 +113,13 @@ fn ctrl_c_lets_what_runs_finish() {
 fn a_second_ctrl_c_quits_at_once() {
     let dir = Dir::with_example();
     produce(&dir, "k");
-    let mut consumer = Running::start(dir.command(&["consume", EVENT, "--exec", "echo started; sleep 600"]));
-    assert_eq!(consumer.line().as_deref(), Some("started"));
+    let mut consumer = Running::start(dir.command(&["consume", EVENT, "--exec", "sleep 600 & echo $!; wait"]));
+    let pid = consumer.line().expect("the command runs");
     consumer.signal(Signal::INT);
     consumer.until_said("stopping");
     consumer.signal(Signal::INT);
     assert_eq!(common::code(consumer.status()), 130);
+    common::until_gone(&pid);
 }
 
 #[test]
