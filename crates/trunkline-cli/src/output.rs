@@ -12,10 +12,9 @@ use trunkline::{Code, Error, Result};
 /// For whom the output is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// For people.
+    // No help of their own: the long help would give them a paragraph under every command.
     #[default]
     Table,
-    /// For programs: one JSON document, or one object a line where the output is a stream.
     Json,
 }
 
@@ -88,12 +87,17 @@ pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
     }
     out
+}
+
+/// `1 place`, `2 places`.
+pub fn plural(n: usize, one: &str) -> String {
+    format!("{} {one}{}", count(n as u64), if n == 1 { "" } else { "s" })
 }
 
 /// A JSON value in one cell: texts without quotes, the rest as JSON.

@@ -92,10 +92,11 @@ impl Dir {
         (ended.code, serde_json::from_str(last).unwrap_or_else(|error| panic!("{args:?}: {error}: {}", ended.err)))
     }
 
-    /// Every message that waits for a group, as `consume --output json` prints it.
+    /// Every message of an event (the example's, unless one comes first) that waits for a group, as `consume` prints it.
     pub fn consume(&self, args: &[&str]) -> Vec<Value> {
         let idle: &[&str] = if args.contains(&"--idle-exit") { &[] } else { &["--idle-exit", "1s"] };
-        let args = [&["consume", EVENT, "--output", "json"], idle, args].concat();
+        let event: &[&str] = if args.first().is_some_and(|first| !first.starts_with('-')) { &[] } else { &[EVENT] };
+        let args = [&["consume", "--output", "json"], event, args, idle].concat();
         self.ok(&args).lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
     }
 }
@@ -162,6 +163,15 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Waits until a process that nobody here can wait for has ended.
+pub fn until_gone(pid: &str) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(Instant::now() < deadline, "process {pid} still runs");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

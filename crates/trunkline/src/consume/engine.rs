@@ -24,7 +24,7 @@ use crate::lot::{Lot, LotFeed};
 use crate::message::{MessageId, header, now_ms};
 use crate::policy::{Schedule, is_crash_loop};
 use crate::provider::{GroupSpec, Prefetch, Provider, Signal, SubscribeOptions, Subscription, SubscriptionState, TopicSpec};
-use crate::store::{LotState, Store};
+use crate::store::{LotEntry, LotSettle, LotState, Store};
 
 /// How long a receive waits when there is nothing; no answer for twice this long means the subscription is dead.
 const WAIT: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ pub(crate) struct Dedupe {
 }
 
 /// Also sends dead letters to a topic of the user's.
-pub(crate) type DeadLetterCopy = Arc<dyn Fn(Vec<crate::store::LotEntry>) -> BoxFuture<'static, Result<()>> + Send + Sync>;
+pub(crate) type DeadLetterCopy = Arc<dyn Fn(Vec<LotEntry>) -> BoxFuture<'static, Result<()>> + Send + Sync>;
 
 /// All that an engine is made of.
 pub(crate) struct Parts {
@@ -343,12 +343,14 @@ impl Engine {
         match signal {
             Signal::Deliveries { epoch, items, .. } => self.take_deliveries(items, epoch, generation).await,
             Signal::Assigned { shard, epoch, .. } => {
+                {
+                    let mut lanes = self.lanes.lock();
+                    lanes.revoking.remove(&shard);
+                    lanes.epochs.insert(shard, epoch);
+                }
                 if self.options.ordered {
                     self.load_chains(shard).await;
                 }
-                let mut lanes = self.lanes.lock();
-                lanes.revoking.remove(&shard);
-                lanes.epochs.insert(shard, epoch);
             }
             // The other shards go on meanwhile.
             Signal::Revoking { route, shard, deadline } => {
@@ -498,23 +500,24 @@ impl Engine {
             }
         };
         let _ = tokio::time::timeout_at(deadline.into(), drained).await;
-        self.lanes.lock().drop_chains(shard);
+        self.lanes.lock().drop_shard(shard);
         subscription.yield_shard(route, shard).await;
     }
 
     /// A shard (or all) is gone: what has not started is dropped, what runs is told to stop.
     fn lose(&self, shard: Option<u32>) {
+        let mut released = Vec::new();
         let mut lanes = self.lanes.lock();
         for work in lanes.take_waiting(shard) {
             match work.source {
-                Source::Broker(..) => lanes.gone(work.source, work.position.shard, work.size),
-                // The lot's are not the broker's to take.
-                Source::Lot(_) => lanes.back(work),
+                Source::Broker(..) => lanes.gone(work.position.shard, work.size),
+                // The lot's are not the broker's to take: they go back to the lot.
+                Source::Lot(_) => released.push(Finished::of(&work, Then::Release, None, false)),
             }
         }
         match shard {
-            Some(shard) => lanes.drop_chains(shard),
-            None => lanes.chained().into_iter().for_each(|shard| lanes.drop_chains(shard)),
+            Some(shard) => lanes.drop_shard(shard),
+            None => lanes.all_shards().into_iter().for_each(|shard| lanes.drop_shard(shard)),
         }
         drop(lanes);
         for (of, token) in self.running.lock().iter().flatten() {
@@ -522,6 +525,7 @@ impl Engine {
                 token.cancel();
             }
         }
+        self.hand_over(released);
         self.space.notify_one();
     }
 
@@ -569,7 +573,7 @@ impl Engine {
                     pause = REBUILD.0;
                     self.reconcile_chains().await;
                 }
-                Ok(due) => self.take_due(due),
+                Ok(due) => self.take_due(&feed, due).await,
                 Err(error) => {
                     tracing::warn!(%error, group = %self.group, "the lot cannot be read");
                     tokio::select! {
@@ -581,9 +585,25 @@ impl Engine {
         }
     }
 
-    fn take_due(&self, due: Vec<(u64, crate::store::LotEntry)>) {
+    async fn take_due(&self, feed: &Arc<dyn LotFeed>, due: Vec<(u64, LotEntry)>) {
+        let not_ours = self.admit_due(due);
+        if !not_ours.is_empty()
+            && let Err(error) = feed.settle(not_ours).await
+        {
+            tracing::debug!(%error, "claims of chains that moved run out by themselves");
+        }
+    }
+
+    /// Takes what is due in hand; what is no longer this member's to run is returned.
+    fn admit_due(&self, due: Vec<(u64, LotEntry)>) -> Vec<(u64, LotSettle)> {
+        let mut not_ours = Vec::new();
         let mut lanes = self.lanes.lock();
         for (handle, entry) in due {
+            // The shard went to another member while its chain was being claimed.
+            if entry.chain.is_some() && self.options.ordered && !lanes.owns(entry.message.position.shard) {
+                not_ours.push((handle, LotSettle::Release));
+                continue;
+            }
             let message = entry.message;
             let size = message.payload.len() + message.headers.size() + 64;
             let epoch = lanes.epochs.get(&message.position.shard).copied().unwrap_or(0);
@@ -609,6 +629,7 @@ impl Engine {
         for _ in 0..wake {
             self.work.notify_one();
         }
+        not_ours
     }
 
     /// A message that was in the lot already when it came again was counted twice: the lot's own count decides.

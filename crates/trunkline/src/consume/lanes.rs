@@ -101,7 +101,7 @@ pub(crate) struct Lanes {
     pub(crate) revoking: HashSet<u32>,
     /// The number of this member's ownership of each shard.
     pub(crate) epochs: HashMap<u32, u64>,
-    /// Broker messages in hand by shard, to know when a shard is drained.
+    /// Messages in hand by shard, to know when a shard is drained.
     pub(crate) by_shard: HashMap<u32, usize>,
 }
 
@@ -132,8 +132,8 @@ impl Lanes {
     pub(crate) fn admit(&mut self, work: Work) -> Option<Work> {
         self.count += 1;
         self.bytes += work.size;
+        *self.by_shard.entry(work.position.shard).or_default() += 1;
         if matches!(work.source, Source::Broker(..)) {
-            *self.by_shard.entry(work.position.shard).or_default() += 1;
             if let Some(lane) = work.lane {
                 if let Some(chains) = self.chains.get_mut(&work.position.shard)
                     && let Some(count) = chains.keys.get_mut(&lane)
@@ -265,8 +265,10 @@ impl Lanes {
         self.chains.insert(shard, Chains { keys, total });
     }
 
-    pub(crate) fn drop_chains(&mut self, shard: u32) {
+    /// The shard is no longer this member's.
+    pub(crate) fn drop_shard(&mut self, shard: u32) {
         self.chains.remove(&shard);
+        self.epochs.remove(&shard);
     }
 
     /// Shards with chains.
@@ -279,9 +281,18 @@ impl Lanes {
         self.chains.values().any(|chains| chains.total >= most)
     }
 
+    /// Shards this member has anything of.
+    pub(crate) fn all_shards(&self) -> Vec<u32> {
+        self.epochs.keys().chain(self.chains.keys()).copied().collect()
+    }
+
     /// Shards this member owns (only tracked where order is kept).
     pub(crate) fn owned(&self) -> Vec<u32> {
-        self.chains.keys().copied().filter(|shard| !self.revoking.contains(shard)).collect()
+        self.chains.keys().copied().filter(|shard| self.owns(*shard)).collect()
+    }
+
+    pub(crate) fn owns(&self, shard: u32) -> bool {
+        self.epochs.contains_key(&shard) && !self.revoking.contains(&shard)
     }
 
     /// Takes out everything that has not started: all of it, or that of one shard.
@@ -315,12 +326,10 @@ impl Lanes {
     }
 
     /// A message has been settled and leaves the hand.
-    pub(crate) fn gone(&mut self, source: Source, shard: u32, size: usize) {
+    pub(crate) fn gone(&mut self, shard: u32, size: usize) {
         self.count = self.count.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(size);
-        if matches!(source, Source::Broker(..))
-            && let Some(count) = self.by_shard.get_mut(&shard)
-        {
+        if let Some(count) = self.by_shard.get_mut(&shard) {
             *count = count.saturating_sub(1);
             if *count == 0 {
                 self.by_shard.remove(&shard);

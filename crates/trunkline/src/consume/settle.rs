@@ -252,7 +252,7 @@ impl Engine {
             for finished in all {
                 attempts.extend(finished.attempt);
                 if !matches!(finished.then, Then::Record) {
-                    lanes.gone(finished.source, finished.shard, finished.size);
+                    lanes.gone(finished.shard, finished.size);
                     if let (Source::Lot(_), Some(lane), true) = (finished.source, finished.lane, !waits(&finished.then)) {
                         lanes.shorten_chain(finished.shard, lane);
                     }
@@ -275,7 +275,7 @@ impl Engine {
     fn forget(&self, failed: Vec<Finished>) {
         let mut lanes = self.lanes.lock();
         for finished in failed {
-            lanes.gone(finished.source, finished.shard, finished.size);
+            lanes.gone(finished.shard, finished.size);
         }
     }
 
