@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use comfy_table::{Cell, ContentArrangement, presets};
+use comfy_table::{Cell, ColumnConstraint, ContentArrangement, presets};
 use serde::Serialize;
 use serde_json::Value;
 use trunkline::{Code, Error, Result};
@@ -109,6 +109,16 @@ pub fn cell(value: &Value) -> String {
     }
 }
 
+/// Fits the terminal, unless it is so narrow that columns would fall apart into letters.
+fn fitting() -> comfy_table::Table {
+    const LEAST: u16 = 60;
+    let mut table = comfy_table::Table::new();
+    let narrow = table.width().is_some_and(|width| width < LEAST);
+    table.load_preset(presets::NOTHING);
+    table.set_content_arrangement(if narrow { ContentArrangement::Disabled } else { ContentArrangement::Dynamic });
+    table
+}
+
 /// A table for people: headings, rows, and what to say when there are none.
 #[derive(Debug)]
 pub struct Table {
@@ -120,17 +130,14 @@ pub struct Table {
 impl Table {
     /// A table with these headings.
     pub fn new<'a>(headings: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut table = comfy_table::Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        let mut table = fitting();
         table.set_header(headings.into_iter().map(|heading| Cell::new(heading.to_uppercase())));
         Table { table, rows: 0, empty: "nothing to show".into() }
     }
 
     /// A list of fields and values, for one thing.
     pub fn fields<'a>(fields: impl IntoIterator<Item = (&'a str, String)>) -> Self {
-        let mut table = comfy_table::Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-        let mut table = Table { table, rows: 0, empty: String::new() };
+        let mut table = Table { table: fitting(), rows: 0, empty: String::new() };
         for (name, value) in fields {
             table.row([name.to_owned(), value]);
         }
@@ -157,7 +164,12 @@ impl Table {
             note(&self.empty);
             return Ok(());
         }
-        line(self.table.lines().map(|row| row.trim_end().to_owned()).collect::<Vec<_>>().join("\n"))
+        let mut table = self.table.clone();
+        // The first column names the thing: it must stay in one piece to be copied into the next command.
+        if let Some(column) = table.column_mut(0) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+        line(table.lines().map(|row| row.trim_end().to_owned()).collect::<Vec<_>>().join("\n"))
     }
 }
 
