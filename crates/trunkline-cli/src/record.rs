@@ -49,7 +49,7 @@ pub fn life(record: &Record) -> Vec<[String; 4]> {
             None => (replayed(record), String::new()),
         };
         let took = if moment.step == Some(Step::Reprocessed) { String::new() } else { took };
-        [output::time_ms(moment.at.0), who(moment), with_error(what, moment.error.as_deref()), took]
+        [output::time_ms(moment.at.0), who(moment), with_error(&what, moment.error.as_deref()), took]
     });
     steps.collect()
 }
@@ -78,8 +78,8 @@ fn verb(step: Step) -> String {
     text.to_owned()
 }
 
-fn with_error(what: String, error: Option<&str>) -> String {
-    error.and_then(|error| error.lines().next()).map_or(what.clone(), |error| format!("{what}: {error}"))
+fn with_error(what: &str, error: Option<&str>) -> String {
+    error.and_then(|error| error.lines().next()).map_or_else(|| what.to_owned(), |error| format!("{what}: {error}"))
 }
 
 /// A span as people read it: the digits that matter.
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn an_error_is_told_in_one_line() {
-        assert_eq!(with_error("failed".into(), Some("first\nsecond")), "failed: first");
-        assert_eq!(with_error("handled".into(), None), "handled");
+        assert_eq!(with_error("failed", Some("first\nsecond")), "failed: first");
+        assert_eq!(with_error("handled", None), "handled");
     }
 }
