@@ -25,6 +25,15 @@ pub fn is_gone(error: &Error) -> bool {
     error.detail_str("reason") == Some(GONE)
 }
 
+/// Whether whoever read stdout has gone. A pipe says so before anything is written to it.
+pub fn reader_is_gone() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let out = std::io::stdout();
+    let mut look = [PollFd::new(&out, PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut look, Some(&at_once)).is_ok() && look[0].revents().contains(PollFlags::ERR)
+}
+
 fn unwritten(error: &std::io::Error) -> Error {
     let failed = Error::new(Code::Closed, format!("the output cannot be written: {error}"));
     if error.kind() == std::io::ErrorKind::BrokenPipe { failed.reason(GONE) } else { failed.reason("output_failed") }

@@ -125,11 +125,16 @@ fn a_second_ctrl_c_quits_at_once() {
 #[test]
 fn a_reader_that_goes_away_ends_it_quietly() {
     let dir = Dir::with_example();
-    dir.ok(&["produce", EVENT, "--file", &orders(&dir, 200)]);
+    dir.ok(&["produce", EVENT, "--file", &orders(&dir, 5)]);
+    let few = format!("consume {EVENT} --group few");
+    let idle = format!("consume {EVENT} --group idle --from latest");
+    let json = format!("consume {EVENT} --group json --output json");
     let binary = assert_cmd::cargo::cargo_bin!("trunkline").display().to_string();
-    for args in ["consume order-events:order-created", "consume order-events:order-created --output json", "help exec"] {
+    for (args, reader) in
+        [(&*few, "head -1 > /dev/null"), (&*idle, "true"), (&*json, "head -1 > /dev/null"), ("help exec", "head -1 > /dev/null")]
+    {
         let mut command = std::process::Command::new("bash");
-        command.args(["-c", &format!("set -o pipefail; '{binary}' {args} | head -1 > /dev/null")]);
+        command.args(["-c", &format!("set -o pipefail; '{binary}' {args} | {reader}")]);
         command
             .current_dir(dir.path())
             .stdin(std::process::Stdio::null())
@@ -230,4 +235,18 @@ fn what_a_command_buried_is_edited_and_reprocessed() {
     assert_eq!(dir.json(&["groups", "show", EVENT, "my-product"])["dead"], 0);
     let shown = dir.json(&["jobs", "show", done["job_id"].as_str().expect("a job")]);
     assert_eq!((shown["state"].as_str(), shown["done"].as_u64()), (Some("done"), Some(1)));
+}
+
+#[test]
+fn the_background_work_runs_alone() {
+    let dir = Dir::with_example();
+    dir.ok(&["groups", "create", EVENT, "late"]);
+    dir.ok(&["produce", EVENT, "{}", "--delay", "500ms"]);
+    let mut worker = Running::start(dir.command(&["run"]));
+    worker.until_said("running on");
+    // Nobody else is at work when it falls due; what is there afterwards, the worker has published.
+    worker.works_quietly_for(std::time::Duration::from_secs(2));
+    worker.signal(Signal::TERM);
+    assert_eq!(common::code(worker.status()), 0);
+    assert_eq!(dir.json(&["groups", "show", EVENT, "late"])["ready"], 1);
 }

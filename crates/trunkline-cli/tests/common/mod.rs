@@ -133,6 +133,13 @@ impl Running {
         panic!("it never said: {text}");
     }
 
+    /// Lets it work for this long: for what happens at a time, and says nothing when it does.
+    pub fn works_quietly_for(&mut self, while_: Duration) {
+        if let Ok(line) = self.err.recv_timeout(while_) {
+            panic!("it said: {line}");
+        }
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid");
         kill_process(pid, signal).expect("a signal");
