@@ -38,8 +38,8 @@ pub struct Global {
     /// The env's slug [default: of the nearest trunkline.yaml, else the only one there is]
     #[arg(long, global = true, value_name = "SLUG")]
     pub env: Option<String>,
-    /// For whom the output is
-    #[arg(long, global = true, value_enum, default_value = "table")]
+    /// `table` for people, `json` for programs: one document, or one object a line where the output is a stream
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value = "table")]
     pub output: Format,
     /// Says which data directory is used; more of it logs more (-vv info, -vvv debug, -vvvv trace)
     #[arg(short, long, global = true, action = ArgAction::Count)]

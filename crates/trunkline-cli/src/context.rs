@@ -49,19 +49,9 @@ impl Ctx {
         Ok(Ctx { global, stop, trunkline: OnceCell::new(), default_data: OnceLock::new() })
     }
 
-    /// For whom the output is.
-    pub fn format(&self) -> Format {
-        self.global.output
-    }
-
     /// Whether the output is for programs.
     pub fn is_json(&self) -> bool {
         self.global.output == Format::Json
-    }
-
-    /// How often `-v` was given.
-    pub fn verbose(&self) -> u8 {
-        self.global.verbose
     }
 
     /// Prints one thing: as a JSON document, or as the table that is made for people.

@@ -4,6 +4,7 @@
 
 mod args;
 mod ask;
+mod children;
 mod commands;
 mod context;
 mod demo;

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use comfy_table::{Cell, ContentArrangement, presets};
+use comfy_table::{Cell, ColumnConstraint, ContentArrangement, presets};
 use serde::Serialize;
 use serde_json::Value;
 use trunkline::{Code, Error, Result};
@@ -12,10 +12,9 @@ use trunkline::{Code, Error, Result};
 /// For whom the output is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// For people.
+    // No help of their own: the long help would give them a paragraph under every command.
     #[default]
     Table,
-    /// For programs: one JSON document, or one object a line where the output is a stream.
     Json,
 }
 
@@ -24,6 +23,15 @@ const GONE: &str = "output_closed";
 /// Whether an error only says that nobody reads the output any more.
 pub fn is_gone(error: &Error) -> bool {
     error.detail_str("reason") == Some(GONE)
+}
+
+/// Whether whoever read stdout has gone. A pipe says so before anything is written to it.
+pub fn reader_is_gone() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let out = std::io::stdout();
+    let mut look = [PollFd::new(&out, PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut look, Some(&at_once)).is_ok() && look[0].revents().contains(PollFlags::ERR)
 }
 
 fn unwritten(error: &std::io::Error) -> Error {
@@ -88,12 +96,17 @@ pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
     }
     out
+}
+
+/// `1 place`, `2 places`.
+pub fn plural(n: usize, one: &str) -> String {
+    format!("{} {one}{}", count(n as u64), if n == 1 { "" } else { "s" })
 }
 
 /// A JSON value in one cell: texts without quotes, the rest as JSON.
@@ -103,6 +116,16 @@ pub fn cell(value: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     }
+}
+
+/// Fits the terminal, unless it is so narrow that columns would fall apart into letters.
+fn fitting() -> comfy_table::Table {
+    const LEAST: u16 = 60;
+    let mut table = comfy_table::Table::new();
+    let narrow = table.width().is_some_and(|width| width < LEAST);
+    table.load_preset(presets::NOTHING);
+    table.set_content_arrangement(if narrow { ContentArrangement::Disabled } else { ContentArrangement::Dynamic });
+    table
 }
 
 /// A table for people: headings, rows, and what to say when there are none.
@@ -116,17 +139,14 @@ pub struct Table {
 impl Table {
     /// A table with these headings.
     pub fn new<'a>(headings: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut table = comfy_table::Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        let mut table = fitting();
         table.set_header(headings.into_iter().map(|heading| Cell::new(heading.to_uppercase())));
         Table { table, rows: 0, empty: "nothing to show".into() }
     }
 
     /// A list of fields and values, for one thing.
     pub fn fields<'a>(fields: impl IntoIterator<Item = (&'a str, String)>) -> Self {
-        let mut table = comfy_table::Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-        let mut table = Table { table, rows: 0, empty: String::new() };
+        let mut table = Table { table: fitting(), rows: 0, empty: String::new() };
         for (name, value) in fields {
             table.row([name.to_owned(), value]);
         }
@@ -153,7 +173,12 @@ impl Table {
             note(&self.empty);
             return Ok(());
         }
-        line(self.table.lines().map(|row| row.trim_end().to_owned()).collect::<Vec<_>>().join("\n"))
+        let mut table = self.table.clone();
+        // The first column names the thing: it must stay in one piece to be copied into the next command.
+        if let Some(column) = table.column_mut(0) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+        line(table.lines().map(|row| row.trim_end().to_owned()).collect::<Vec<_>>().join("\n"))
     }
 }
 

@@ -1,6 +1,6 @@
 //! A recorded message as people read it: one row of a list, or its whole life.
 
-use serde_json::Value;
+use serde::de::IgnoredAny;
 use trunkline::Result;
 use trunkline::history::{GroupRecord, Moment, Record, Step};
 use trunkline::message::Headers;
@@ -49,7 +49,7 @@ pub fn life(record: &Record) -> Vec<[String; 4]> {
             None => (replayed(record), String::new()),
         };
         let took = if moment.step == Some(Step::Reprocessed) { String::new() } else { took };
-        [output::time_ms(moment.at.0), who(moment), with_error(what, moment.error.as_deref()), took]
+        [output::time_ms(moment.at.0), who(moment), with_error(&what, moment.error.as_deref()), took]
     });
     steps.collect()
 }
@@ -78,8 +78,8 @@ fn verb(step: Step) -> String {
     text.to_owned()
 }
 
-fn with_error(what: String, error: Option<&str>) -> String {
-    error.and_then(|error| error.lines().next()).map_or(what.clone(), |error| format!("{what}: {error}"))
+fn with_error(what: &str, error: Option<&str>) -> String {
+    error.and_then(|error| error.lines().next()).map_or_else(|| what.to_owned(), |error| format!("{what}: {error}"))
 }
 
 /// A span as people read it: the digits that matter.
@@ -92,12 +92,62 @@ pub fn milliseconds(ms: f64) -> String {
     }
 }
 
-/// A payload as people read it: JSON indented, else as text, else its size.
+/// A payload as people read it: JSON indented, else as text, else its size. Indented is all that it is: fields keep their
+/// order and numbers their digits, so that it can be edited and put back.
 pub fn payload(bytes: &[u8]) -> String {
-    match serde_json::from_slice::<Value>(bytes) {
-        Ok(value) => format!("{value:#}"),
-        Err(_) => std::str::from_utf8(bytes).map_or_else(|_| format!("{} bytes, not text", bytes.len()), str::to_owned),
+    match std::str::from_utf8(bytes) {
+        Ok(text) if serde_json::from_str::<IgnoredAny>(text).is_ok() => indented(text),
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("{} bytes, not text", bytes.len()),
     }
+}
+
+/// Indents a JSON text.
+fn indented(json: &str) -> String {
+    let mut out = String::with_capacity(json.len() * 2);
+    let mut depth = 0;
+    let (mut quoted, mut escaped) = (false, false);
+    let mut all = json.chars().peekable();
+    while let Some(c) = all.next() {
+        if quoted {
+            out.push(c);
+            (quoted, escaped) = (escaped || c != '"', !escaped && c == '\\');
+            continue;
+        }
+        let line = |out: &mut String, depth: usize| {
+            out.push('\n');
+            out.extend(std::iter::repeat_n("  ", depth));
+        };
+        match c {
+            '"' => {
+                quoted = true;
+                out.push(c);
+            }
+            '{' | '[' => {
+                out.push(c);
+                while all.next_if(|c| c.is_ascii_whitespace()).is_some() {}
+                if let Some(end) = all.next_if(|c| matches!(c, '}' | ']')) {
+                    out.push(end);
+                } else {
+                    depth += 1;
+                    line(&mut out, depth);
+                }
+            }
+            '}' | ']' => {
+                depth -= 1;
+                line(&mut out, depth);
+                out.push(c);
+            }
+            ',' => {
+                out.push(c);
+                line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            _ if c.is_ascii_whitespace() => {}
+            _ => out.push(c),
+        }
+    }
+    out
 }
 
 /// Prints headers, if there are any.
@@ -131,8 +181,19 @@ mod tests {
     }
 
     #[test]
+    fn an_indented_payload_is_the_same_payload() {
+        let json = r#"{ "z": 1.0,"a":[ ],"deep" : {"n":12345678901234567890123,"t":"a\"b{,}: \\"},"list":[1 ,{}, null]}"#;
+        let shown = payload(json.as_bytes());
+        assert_eq!(shown.lines().nth(1), Some("  \"z\": 1.0,"), "{shown}");
+        assert!(shown.contains("\"a\": [],") && shown.contains("12345678901234567890123") && shown.contains(r#""a\"b{,}: \\""#), "{shown}");
+        let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+        assert_eq!(value(&shown), value(json));
+        assert_eq!(payload(shown.as_bytes()), shown, "nothing to do the second time");
+    }
+
+    #[test]
     fn an_error_is_told_in_one_line() {
-        assert_eq!(with_error("failed".into(), Some("first\nsecond")), "failed: first");
-        assert_eq!(with_error("handled".into(), None), "handled");
+        assert_eq!(with_error("failed", Some("first\nsecond")), "failed: first");
+        assert_eq!(with_error("handled", None), "handled");
     }
 }

@@ -27,6 +27,7 @@ impl Stop {
                     _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
                 };
                 if told.asked.is_cancelled() || !told.drains.load(Ordering::Acquire) {
+                    crate::children::kill_all();
                     std::process::exit(128 + number);
                 }
                 told.asked.cancel();

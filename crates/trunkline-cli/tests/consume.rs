@@ -69,9 +69,7 @@ fn a_command_that_hangs_is_ended_with_its_children() {
     let mut consumer =
         Running::start(dir.command(&["consume", EVENT, "--exec", &script, "--retry", "none", "--timeout", "500ms", "--idle-exit", "1s"]));
     assert_eq!(common::code(consumer.status()), 0);
-    let pid: i32 = std::fs::read_to_string(marker).expect("it ran").trim().parse().expect("a pid");
-    let alive = std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-    assert!(!alive, "the grandchild still runs");
+    common::until_gone(std::fs::read_to_string(marker).expect("it ran").trim());
     assert_eq!(dir.json(&["groups", "show", EVENT, "my-product"])["dead"], 1);
 }
 
@@ -115,22 +113,28 @@ fn ctrl_c_lets_what_runs_finish() {
 fn a_second_ctrl_c_quits_at_once() {
     let dir = Dir::with_example();
     produce(&dir, "k");
-    let mut consumer = Running::start(dir.command(&["consume", EVENT, "--exec", "echo started; sleep 600"]));
-    assert_eq!(consumer.line().as_deref(), Some("started"));
+    let mut consumer = Running::start(dir.command(&["consume", EVENT, "--exec", "sleep 600 & echo $!; wait"]));
+    let pid = consumer.line().expect("the command runs");
     consumer.signal(Signal::INT);
     consumer.until_said("stopping");
     consumer.signal(Signal::INT);
     assert_eq!(common::code(consumer.status()), 130);
+    common::until_gone(&pid);
 }
 
 #[test]
 fn a_reader_that_goes_away_ends_it_quietly() {
     let dir = Dir::with_example();
-    dir.ok(&["produce", EVENT, "--file", &orders(&dir, 200)]);
+    dir.ok(&["produce", EVENT, "--file", &orders(&dir, 5)]);
+    let few = format!("consume {EVENT} --group few");
+    let idle = format!("consume {EVENT} --group idle --from latest");
+    let json = format!("consume {EVENT} --group json --output json");
     let binary = assert_cmd::cargo::cargo_bin!("trunkline").display().to_string();
-    for args in ["consume order-events:order-created", "consume order-events:order-created --output json", "help exec"] {
+    for (args, reader) in
+        [(&*few, "head -1 > /dev/null"), (&*idle, "true"), (&*json, "head -1 > /dev/null"), ("help exec", "head -1 > /dev/null")]
+    {
         let mut command = std::process::Command::new("bash");
-        command.args(["-c", &format!("set -o pipefail; '{binary}' {args} | head -1 > /dev/null")]);
+        command.args(["-c", &format!("set -o pipefail; '{binary}' {args} | {reader}")]);
         command
             .current_dir(dir.path())
             .stdin(std::process::Stdio::null())
@@ -193,4 +197,56 @@ fn two_consumers_share_the_work() {
     let all = keys.len();
     keys.dedup();
     assert_eq!((all, keys.len()), (ALL, ALL), "each once");
+}
+
+#[test]
+fn a_consumer_that_ended_is_gone_at_once() {
+    let dir = Dir::with_example();
+    let mut consumer = Running::start(dir.command(&["consume", EVENT]));
+    consumer.until_said("consuming");
+    let deadline = std::time::Instant::now() + common::DEADLINE;
+    let members = || dir.json(&["groups", "show", EVENT, "my-product"])["members"].as_array().map(Vec::len);
+    while members() != Some(1) {
+        assert!(std::time::Instant::now() < deadline, "it never appeared");
+    }
+    assert_eq!(dir.failure(&["topics", "delete", EVENT]).1["code"], "IN_USE");
+    consumer.signal(Signal::TERM);
+    assert_eq!(common::code(consumer.status()), 0);
+    assert_eq!(members(), Some(0));
+    dir.ok(&["topics", "delete", EVENT]);
+}
+
+#[test]
+fn what_a_command_buried_is_edited_and_reprocessed() {
+    let dir = Dir::with_example();
+    let id = produce(&dir, "k");
+    let script = r#"grep -q '"fixed":true' || { echo "field missing" >&2; exit 1; }"#;
+    dir.ok(&["consume", EVENT, "--exec", script, "--retry", "none", "--max", "1"]);
+    let dead = dir.json(&["dead", "list"]);
+    let letter = &dead["deadLetters"][0];
+    assert_eq!((letter["process_id"].as_str(), letter["error"].as_str()), (Some(&*id), Some("field missing")), "{dead}");
+    assert_eq!((letter["reason"].as_str(), letter["attempts"].as_u64()), (Some("attempts_exhausted"), Some(1)), "{dead}");
+    dir.ok(&["dead", "edit", &id, "--payload", r#"{"orderId":"k","fixed":true}"#]);
+    let done = dir.json(&["dead", "reprocess", "--id", &id, "--yes"]);
+    assert_eq!((done["matched"].as_u64(), done["reprocessed"].as_u64()), (Some(1), Some(1)), "{done}");
+    let out = dir.ok(&["consume", EVENT, "--exec", script, "--max", "1", "--output", "json"]);
+    let run: Value = serde_json::from_str(out.trim()).expect("a run");
+    assert_eq!((run["verdict"].as_str(), run["process_id"].as_str(), run["attempt"].as_u64()), (Some("done"), Some(&*id), Some(1)));
+    assert_eq!(dir.json(&["groups", "show", EVENT, "my-product"])["dead"], 0);
+    let shown = dir.json(&["jobs", "show", done["job_id"].as_str().expect("a job")]);
+    assert_eq!((shown["state"].as_str(), shown["done"].as_u64()), (Some("done"), Some(1)));
+}
+
+#[test]
+fn the_background_work_runs_alone() {
+    let dir = Dir::with_example();
+    dir.ok(&["groups", "create", EVENT, "late"]);
+    dir.ok(&["produce", EVENT, "{}", "--delay", "500ms"]);
+    let mut worker = Running::start(dir.command(&["run"]));
+    worker.until_said("running on");
+    // Nobody else is at work when it falls due; what is there afterwards, the worker has published.
+    worker.works_quietly_for(std::time::Duration::from_secs(2));
+    worker.signal(Signal::TERM);
+    assert_eq!(common::code(worker.status()), 0);
+    assert_eq!(dir.json(&["groups", "show", EVENT, "late"])["ready"], 1);
 }

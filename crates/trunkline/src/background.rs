@@ -3,10 +3,13 @@
 //! Delayed publishes that are due, the registry's heartbeats, catalogue changes by other processes, jobs that a dead
 //! process left, and the store's sweep. Work that one process at a time must do stands behind a lease row.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
+use crate::consume::engine::Engine;
+use crate::consume::state::State;
 use crate::error::Result;
 use crate::inner::Inner;
 use crate::lot::{Lot, LotFeed};
@@ -87,6 +90,16 @@ impl Inner {
 
     async fn heartbeat(&self) -> Result<()> {
         let members = self.live_members();
+        let here: HashSet<String> = members.iter().map(|member| member.id.clone()).collect();
+        let gone: Vec<String> = {
+            let mut reported = self.reported.lock();
+            let gone = reported.difference(&here).cloned().collect();
+            *reported = here;
+            gone
+        };
+        if !gone.is_empty() {
+            self.store.members_leave(&gone).await?;
+        }
         if members.is_empty() { Ok(()) } else { self.store.members_report(&members).await }
     }
 
@@ -127,7 +140,8 @@ impl Inner {
         }
         let mut engines = self.engines.lock();
         engines.retain(|engine| engine.strong_count() > 0);
-        for engine in engines.iter().filter_map(Weak::upgrade) {
+        let open = |engine: &Arc<Engine>| *engine.state().borrow() != State::Closed;
+        for engine in engines.iter().filter_map(Weak::upgrade).filter(open) {
             let (rate, last) = engine.pulse.beat(engine.settled.load(std::sync::atomic::Ordering::Relaxed)).unwrap_or((0.0, None));
             members.push(Member {
                 group: Some(engine.group.to_string()),
@@ -142,8 +156,7 @@ impl Inner {
     }
 
     pub(crate) async fn leave_registry(&self) {
-        let mut ids: Vec<String> = self.open_routes().iter().map(|route| format!("{}/{}", self.process, route.filed.address)).collect();
-        ids.extend(self.engines.lock().iter().filter_map(Weak::upgrade).map(|engine| engine.member.to_string()));
+        let ids: Vec<String> = self.reported.lock().drain().collect();
         // Whoever cannot say good-bye ages out.
         let _ = self.store.members_leave(&ids).await;
     }

@@ -1,6 +1,6 @@
 //! What an open instance holds: the store, the catalogue, the connections, the routes, and the work behind.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,6 +46,8 @@ pub(crate) struct Inner {
     pub(crate) end: CancellationToken,
     pub(crate) delayed: Arc<Notify>,
     pub(crate) engines: Mutex<Vec<std::sync::Weak<Engine>>>,
+    /// Who stands in the registry because of this process.
+    pub(crate) reported: Mutex<HashSet<String>>,
     providers: tokio::sync::Mutex<HashMap<ProviderKey, Arc<dyn Provider>>>,
     routes: RwLock<HashMap<Address, Arc<Route>>>,
     opening: tokio::sync::Mutex<()>,
@@ -97,6 +99,7 @@ impl Inner {
             end: CancellationToken::new(),
             delayed: Arc::new(Notify::new()),
             engines: Mutex::new(Vec::new()),
+            reported: Mutex::default(),
             providers: tokio::sync::Mutex::new(HashMap::new()),
             routes: RwLock::new(HashMap::new()),
             opening: tokio::sync::Mutex::new(()),

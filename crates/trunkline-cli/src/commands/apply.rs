@@ -97,6 +97,11 @@ fn show(change: &Change) -> Result<()> {
     output::line(text)
 }
 
+/// As the file would say it: without what the catalogue adds by itself.
 fn yaml(value: Option<&Value>) -> String {
-    value.map(|value| serde_yaml_ng::to_string(value).unwrap_or_default()).unwrap_or_default()
+    let Some(mut value) = value.cloned() else { return String::new() };
+    if let Value::Object(map) = &mut value {
+        map.retain(|name, _| !matches!(name.as_str(), "brokerTag" | "topicTag" | "physical"));
+    }
+    serde_yaml_ng::to_string(&value).unwrap_or_default()
 }

@@ -92,6 +92,9 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
     failure.map_or(end, Err)
 }
 
+/// How often it is looked whether anybody still reads the output.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// What the handler shares with the loop that waits for the end.
 struct Work {
     exec: Option<exec::Exec>,
@@ -185,6 +188,7 @@ impl Work {
 
     async fn until_over(&self, consumer: &Consumer, idle_exit: Option<Duration>, stop: &CancellationToken) -> Result<()> {
         let mut states = consumer.states();
+        let mut look = tokio::time::interval(LOOK);
         self.touch();
         loop {
             let idle = async {
@@ -204,6 +208,12 @@ impl Work {
                         State::Closed => return Err(closed()),
                         _ if changed.is_err() => return Err(closed()),
                         _ => {}
+                    }
+                }
+                // While there is nothing to print, only asking tells that nobody would read it.
+                _ = look.tick() => {
+                    if output::reader_is_gone() {
+                        return Ok(());
                     }
                 }
                 () = idle => {

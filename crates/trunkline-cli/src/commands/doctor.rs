@@ -65,7 +65,11 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
     let Some(first) = failed.first() else {
         if !ctx.is_json() {
             let warnings = checks.iter().filter(|check| check.level == Level::Warn).count();
-            output::note(if warnings == 0 { "all is well".to_owned() } else { format!("it works, with {warnings} warnings") });
+            output::note(if warnings == 0 {
+                "all is well".into()
+            } else {
+                format!("it works, with {}", output::plural(warnings, "warning"))
+            });
         }
         return Ok(());
     };

@@ -77,11 +77,12 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
         Some("-") => values::input("payload", "-")?,
         Some(text) => text.as_bytes().to_vec(),
         None if !std::io::stdin().is_terminal() => values::input("payload", "-")?,
-        None => {
-            let next = format!("write it behind the event: trunkline produce {} '{{\"orderId\":\"123\"}}'", args.event);
-            return Err(Error::input("payload", "there is no payload").next(next));
-        }
+        None => Vec::new(),
     };
+    if payload.trim_ascii().is_empty() && !args.raw {
+        let next = format!("write it behind the event: trunkline produce {} '{{\"orderId\":\"123\"}}'", args.event);
+        return Err(Error::new(Code::PayloadInvalid, "there is no payload").field("payload").next(next));
+    }
     let receipt = args.message(&env, payload.into())?.await?;
     let twice = if receipt.duplicate == Some(true) { " (published before; nothing was sent)" } else { "" };
     ctx.done(&receipt, format!("{}{twice}", receipt.process_id))

@@ -81,7 +81,8 @@ impl Args {
 
 fn print(figures: &Figures, by: By) -> Result<()> {
     let counters = &figures.counters;
-    let rate = |rate: f64| format!(" ({rate:.1}/s)");
+    // Over a day most rates are nothing: then they say nothing either.
+    let rate = |rate: f64| if rate < 0.05 { String::new() } else { format!(" ({rate:.1}/s)") };
     let fields = [
         ("from", output::time(figures.from.0)),
         ("to", output::time(figures.to.0)),

@@ -27,7 +27,7 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    fn new(promise: &'static str, seen: String, faults: Vec<Fault>) -> Self {
+    fn new(promise: &'static str, seen: String, faults: &[Fault]) -> Self {
         let more = faults.len().saturating_sub(TOLD);
         let mut told: Vec<String> = faults.iter().take(TOLD).map(ToString::to_string).collect();
         if more > 0 {
@@ -96,7 +96,7 @@ fn nothing_lost(evidence: &Evidence, groups: &[&'static str], by_id: &HashMap<Me
         faults.extend(strangers.into_iter().map(|id| Fault::Unknown { group, id }));
     }
     let (confirmed, groups) = (evidence.confirmed.len(), groups.len());
-    Check::new("nothing was lost", format!("{confirmed} confirmed, {groups} groups: {handled} handled + {buried} dead letters"), faults)
+    Check::new("nothing was lost", format!("{confirmed} confirmed, {groups} groups: {handled} handled + {buried} dead letters"), &faults)
 }
 
 /// In each group the messages of a key ran one after the other, in the order of their confirms, whichever member ran them.
@@ -115,7 +115,7 @@ fn in_order(evidence: &Evidence, by_id: &HashMap<MessageId, &Confirmed>) -> Chec
         follow(group, key, line, &mut faults);
     }
     let (keys, runs) = (lines.len(), lines.values().map(Vec::len).sum::<usize>());
-    Check::new("nothing came out of order within a key", format!("{runs} runs along {keys} lines of one key in one group"), faults)
+    Check::new("nothing came out of order within a key", format!("{runs} runs along {keys} lines of one key in one group"), &faults)
 }
 
 /// Follows the runs of one key in one group, in the order they began.
@@ -153,7 +153,7 @@ fn follow(group: &'static str, key: &str, line: &[(&Confirmed, &Run)], faults: &
 fn members(evidence: &Evidence, least: usize) -> Check {
     let worked = evidence.runs.iter().map(|run| (run.group, run.member)).collect::<HashSet<_>>().len();
     let faults = if worked < least { vec![Fault::Members { worked, least }] } else { Vec::new() };
-    Check::new("the members shared the work", format!("{worked} members handled something"), faults)
+    Check::new("the members shared the work", format!("{worked} members handled something"), &faults)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use members::{GROUPS, Members, Notebook};
 use progress::{Progress, Standing};
 use script::Script;
 use stage::Stage;
-use summary::Summary;
+use summary::{Summary, Told};
 
 /// How often it is looked at where the demo stands.
 const LOOK: Duration = Duration::from_millis(50);
@@ -90,11 +90,11 @@ pub(crate) async fn play(play: &Play<'_>, ctx: &Ctx) -> Result<Summary> {
     stage.leave_one(END).await;
     let names: Vec<&'static str> = GROUPS.iter().map(|group| group.name).collect();
     let checks = check(&evidence, &names, LEAST_MEMBERS);
-    let stats = summary::stats_of(&env).await?;
+    let (stats, waits) = (summary::stats_of(&env).await?, summary::waits_of(&env, &evidence).await?);
     stage.close(END).await;
     let elsewhere = ctx.file()?.is_some();
     let next = next::next(&stage.dir, example(&evidence)?, evidence.dead.values().any(|dead| !dead.is_empty()), elsewhere);
-    Ok(Summary::new(&stage.dir, &webhooks, &evidence, checks, stats, (sending_took, took), next))
+    Ok(Summary::new(&stage.dir, &webhooks, &evidence, checks, Told { stats, waits, producing: sending_took, total: took, next }))
 }
 
 /// Shows the progress until everything came to an end, or nothing moves any more.

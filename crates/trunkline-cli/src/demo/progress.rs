@@ -103,6 +103,8 @@ impl Progress {
                 produced.finish();
                 groups.iter().for_each(ProgressBar::finish);
                 drop(all);
+                // The bars stay; what follows begins on a line of its own.
+                output::note("\n");
             }
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
+use trunkline::history::Step;
 use trunkline::message::millis;
 use trunkline::{Env, Result};
 
@@ -53,6 +54,10 @@ struct GroupSummary {
     /// Messages that failed and were handled in the end.
     retried: usize,
     failed_runs: usize,
+    /// Failures after which the message stayed in flight until its next run.
+    held: usize,
+    /// Failures after which the message waited in the lot, where it survives every crash.
+    waited: usize,
     dead_letters: usize,
     /// Handed over again although they were done: allowed, and told.
     duplicates: usize,
@@ -66,6 +71,41 @@ struct MemberSummary {
     failed: usize,
 }
 
+/// What is not in the evidence.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// The figures of the history.
+    pub(crate) stats: Value,
+    /// Where failed messages waited.
+    pub(crate) waits: Waits,
+    /// From the first produce to the last confirm.
+    pub(crate) producing: Duration,
+    /// From the first produce to the end of the last message.
+    pub(crate) total: Duration,
+    /// What to try next.
+    pub(crate) next: Vec<Next>,
+}
+
+/// By group: how often a failed message was held in flight, and how often it waited in the lot.
+pub(crate) type Waits = BTreeMap<String, (usize, usize)>;
+
+/// What the history knows of the waits of the messages that failed.
+///
+/// # Errors
+/// `STORE_FAILED`.
+pub(crate) async fn waits_of(env: &Env, evidence: &Evidence) -> Result<Waits> {
+    let failed: HashSet<_> = evidence.runs.iter().filter(|run| run.how == Ended::Failed).map(|run| run.id).collect();
+    let mut waits = Waits::new();
+    for id in failed {
+        for moment in env.message(id).await?.map(|record| record.life).unwrap_or_default() {
+            let (held, waited) = waits.entry(moment.group).or_default();
+            *held += usize::from(moment.step == Some(Step::Held));
+            *waited += usize::from(moment.step == Some(Step::Waiting));
+        }
+    }
+    Ok(waits)
+}
+
 /// What the history knows of the demo's env.
 ///
 /// # Errors
@@ -77,15 +117,8 @@ pub(crate) async fn stats_of(env: &Env) -> Result<Value> {
 
 impl Summary {
     /// Adds it all up.
-    pub(crate) fn new(
-        dir: &Path,
-        webhooks: &[Webhook],
-        evidence: &Evidence,
-        checks: Vec<Check>,
-        stats: Value,
-        (producing, total): (Duration, Duration),
-        next: Vec<Next>,
-    ) -> Self {
+    pub(crate) fn new(dir: &Path, webhooks: &[Webhook], evidence: &Evidence, checks: Vec<Check>, told: Told) -> Self {
+        let Told { stats, waits, producing, total, next } = told;
         Summary {
             ok: checks.iter().all(|check| check.kept),
             data: dir.display().to_string(),
@@ -94,7 +127,7 @@ impl Summary {
             keys: webhooks.iter().map(|webhook| &webhook.key).collect::<HashSet<_>>().len(),
             produce_ms: millis(producing),
             total_ms: millis(total),
-            groups: GROUPS.iter().map(|group| GroupSummary::new(group.name, evidence)).collect(),
+            groups: GROUPS.iter().map(|group| GroupSummary::new(group.name, evidence, &waits)).collect(),
             checks,
             stats,
             next,
@@ -117,25 +150,12 @@ impl Summary {
             output::count(rate),
             milliseconds(self.total_ms as f64),
         ))?;
-        let mut table = Table::new(["group", "member", "handled", "failed runs", "retried", "dead letters"]);
+        let mut table = Table::new(["group", "member", "handled", "failed runs", "held", "in the lot", "then handled", "dead letters"]);
         for group in &self.groups {
-            table.row([
-                group.group.into(),
-                "all".into(),
-                count(group.handled),
-                count(group.failed_runs),
-                count(group.retried),
-                count(group.dead_letters),
-            ]);
+            let counts = [group.handled, group.failed_runs, group.held, group.waited, group.retried, group.dead_letters].map(count);
+            table.row([group.group.to_owned(), "all".to_owned()].into_iter().chain(counts));
             for member in &group.members {
-                table.row([
-                    String::new(),
-                    member.member.clone(),
-                    count(member.handled),
-                    count(member.failed),
-                    String::new(),
-                    String::new(),
-                ]);
+                table.row([String::new(), member.member.clone(), count(member.handled), count(member.failed)]);
             }
         }
         table.print()?;
@@ -158,7 +178,7 @@ impl Summary {
 }
 
 impl GroupSummary {
-    fn new(group: &'static str, evidence: &Evidence) -> Self {
+    fn new(group: &'static str, evidence: &Evidence, waits: &Waits) -> Self {
         let runs: Vec<_> = evidence.runs.iter().filter(|run| run.group == group).collect();
         let failed: HashSet<_> = runs.iter().filter(|run| run.how == Ended::Failed).map(|run| run.id).collect();
         let done: HashSet<_> = runs.iter().filter(|run| run.how == Ended::Done).map(|run| run.id).collect();
@@ -178,6 +198,8 @@ impl GroupSummary {
             handled: done.len(),
             retried: failed.intersection(&done).count(),
             failed_runs: runs.len() - successes,
+            held: waits.get(group).map_or(0, |(held, _)| *held),
+            waited: waits.get(group).map_or(0, |(_, waited)| *waited),
             dead_letters: evidence.dead.get(group).map_or(0, Vec::len),
             duplicates: successes - done.len(),
             members: members.into_values().collect(),

@@ -92,10 +92,11 @@ impl Dir {
         (ended.code, serde_json::from_str(last).unwrap_or_else(|error| panic!("{args:?}: {error}: {}", ended.err)))
     }
 
-    /// Every message that waits for a group, as `consume --output json` prints it.
+    /// Every message of an event (the example's, unless one comes first) that waits for a group, as `consume` prints it.
     pub fn consume(&self, args: &[&str]) -> Vec<Value> {
         let idle: &[&str] = if args.contains(&"--idle-exit") { &[] } else { &["--idle-exit", "1s"] };
-        let args = [&["consume", EVENT, "--output", "json"], idle, args].concat();
+        let event: &[&str] = if args.first().is_some_and(|first| !first.starts_with('-')) { &[] } else { &[EVENT] };
+        let args = [&["consume", "--output", "json"], event, args, idle].concat();
         self.ok(&args).lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
     }
 }
@@ -132,6 +133,13 @@ impl Running {
         panic!("it never said: {text}");
     }
 
+    /// Lets it work for this long: for what happens at a time, and says nothing when it does.
+    pub fn works_quietly_for(&mut self, while_: Duration) {
+        if let Ok(line) = self.err.recv_timeout(while_) {
+            panic!("it said: {line}");
+        }
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")).expect("a pid");
         kill_process(pid, signal).expect("a signal");
@@ -162,6 +170,15 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Waits until a process that nobody here can wait for has ended.
+pub fn until_gone(pid: &str) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(Instant::now() < deadline, "process {pid} still runs");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -4,12 +4,12 @@ use std::os::fd::AsFd;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 use trunkline::{Context, Result, Verdict};
 
+use crate::children::Group;
 use crate::output;
 
 /// `EX_DATAERR`: the message is dead-lettered now.
@@ -43,7 +43,7 @@ impl Exec {
             Ok(child) => child,
             Err(error) => return (Verdict::Failed(format!("the command cannot be started: {error}")), Ok(())),
         };
-        let mut group = Group(child.id());
+        let group = Group::of(child.id());
         let mut last = String::new();
         let ended = tokio::select! {
             ended = attend(&mut child, payload, &mut last) => ended,
@@ -53,8 +53,7 @@ impl Exec {
                 return (Verdict::Failed("the command was ended before it was done".into()), Ok(()));
             }
         };
-        // Its number may belong to somebody else from now on.
-        group.0 = None;
+        group.ended();
         let code = ended.as_ref().ok().and_then(ExitStatus::code);
         let verdict = match ended {
             Ok(status) => self.verdict(status, &last),
@@ -147,18 +146,6 @@ fn print(context: &Context, verdict: &Verdict, code: Option<i32>, since: Instant
         "error": error,
         "ms": trunkline::message::millis(since.elapsed()),
     }))
-}
-
-/// The process group of a command that runs: killed when this is dropped, so that nothing outlives a run that was cut short.
-struct Group(Option<u32>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let pid = self.0.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            let _ = kill_process_group(pid, Signal::KILL);
-        }
-    }
 }
 
 /// `TRUNKLINE_HEADER_X_TENANT` for `x-tenant`.

@@ -97,7 +97,15 @@ async fn file(ctx: &Ctx, checks: &mut Vec<Check>) {
                 Check { message: Some(format!("{} is applied", path.display())), ..ok("file", "plan", since) }
             } else {
                 let fix = Some("see the difference with `trunkline apply --dry-run`, then `trunkline apply`".into());
-                Check { fix, ..warn("file", "plan", since, format!("{} differs from the catalogue in {differ} places", path.display())) }
+                Check {
+                    fix,
+                    ..warn(
+                        "file",
+                        "plan",
+                        since,
+                        format!("{} differs from the catalogue in {}", path.display(), output::plural(differ, "place")),
+                    )
+                }
             }
         }
         Err(error) => failed("file", "plan", since, &error),
