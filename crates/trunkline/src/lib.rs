@@ -1,4 +1,44 @@
 //! One messaging API over Kafka, RabbitMQ, Redis, AWS SQS, Google Pub/Sub, NATS and an embedded broker.
+//!
+//! A product has brokers; a broker has one provider and one config per env, and topics. The event `brokerTag:topicTag` is
+//! all a program names: which broker carries it is configuration. Every message can be found again, and every failure is
+//! retried, dead-lettered, inspected and replayed the same way on every provider.
+//!
+//! ```
+//! use std::time::Duration;
+//! use serde_json::{Value, json};
+//! use trunkline::{Context, Trunkline};
+//!
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let path = dir.path().join("data").display().to_string();
+//! let trunkline = Trunkline::open(&path).await?;
+//! trunkline.catalog().create_broker(Some("my-product"), json!({
+//!     "name": "Order Events", "tag": "order-events", "envs": [{ "slug": "prd", "type": "EMBEDDED", "config": {} }]
+//! })).await?;
+//! trunkline.catalog().create_topic(Some("my-product"), json!({ "name": "Order Created", "tag": "order-events:order-created" })).await?;
+//!
+//! let shop = trunkline.env("my-product", "prd");
+//! let receipt = shop.produce("order-events:order-created", &json!({ "orderId": "123", "amount": 99.99 })).await?;
+//!
+//! let (handled, mut first) = tokio::sync::mpsc::channel(1);
+//! let consumer = shop
+//!     .consume("order-events:order-created", move |order: Value, context: Context| {
+//!         let handled = handled.clone();
+//!         async move { handled.send((context.process_id, order["orderId"].clone())).await }
+//!     })
+//!     .await?;
+//! assert_eq!(first.recv().await, Some((receipt.process_id, json!("123"))));
+//! consumer.close(Duration::from_secs(5)).await;
+//! trunkline.close(Duration::from_secs(5)).await;
+//! # Ok::<_, trunkline::Error>(()) }).unwrap();
+//! ```
+//!
+//! - Produce: [`Env::produce`], [`Env::produce_batch`]; what it promises and how it fails: [`produce`].
+//! - Consume: [`Env::consume`], [`Env::consume_batch`], [`Env::stream`]; verdicts: [`Verdict`]; options: [`ConsumeOptions`].
+//! - What became of messages: [`Env::message`], [`Env::messages`]; dead letters: [`dead_letter`]; replay: [`replay`].
+//! - Products, brokers, topics, groups: [`Catalog`], [`groups`].
+//! - To add a provider: [`provider`].
 
 #[cfg(not(feature = "sqlite"))]
 compile_error!("trunkline needs a store: enable the feature `sqlite`");
