@@ -5,47 +5,47 @@ use serde::Serialize;
 
 /// What every bench of the project prints, one line a cell.
 #[derive(Debug, Clone, Serialize)]
-pub struct Cell {
-    pub provider: &'static str,
+pub(crate) struct Cell {
+    pub(crate) provider: &'static str,
     /// `produce`, `consume` or `end_to_end`.
-    pub op: &'static str,
+    pub(crate) op: &'static str,
     /// `raw` or `trunkline`.
-    pub side: &'static str,
+    pub(crate) side: &'static str,
     /// `off`, `metadata`, `full`; `-` on the raw side.
-    pub history: &'static str,
+    pub(crate) history: &'static str,
     /// Bytes of payload.
-    pub payload: usize,
-    pub processes: usize,
+    pub(crate) payload: usize,
+    pub(crate) processes: usize,
     /// Messages per second, the median of the runs.
-    pub per_s: f64,
-    pub runs: Vec<f64>,
+    pub(crate) per_s: f64,
+    pub(crate) runs: Vec<f64>,
     /// Against the raw side of the same op, payload and number of processes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ratio: Option<f64>,
+    pub(crate) ratio: Option<f64>,
     /// User and system time of all processes.
-    pub cpu_us_per_msg: f64,
+    pub(crate) cpu_us_per_msg: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub allocations_per_msg: Option<f64>,
+    pub(crate) allocations_per_msg: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub p50_us: Option<f64>,
+    pub(crate) p50_us: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub p99_us: Option<f64>,
+    pub(crate) p99_us: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub worst_us: Option<f64>,
+    pub(crate) worst_us: Option<f64>,
     /// The slowest process over the mean of all.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub slowest_of_mean: Option<f64>,
+    pub(crate) slowest_of_mean: Option<f64>,
 }
 
 /// The middle of some figures.
-pub fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// Sets each cell's ratio to the raw cell it belongs to.
-pub fn relate(cells: &mut [Cell]) {
+pub(crate) fn relate(cells: &mut [Cell]) {
     let raw: Vec<_> = cells.iter().filter(|c| c.side == "raw").map(|c| (c.op, c.payload, c.processes, c.per_s)).collect();
     for cell in cells.iter_mut().filter(|c| c.side != "raw" && c.p50_us.is_none()) {
         let own = raw.iter().find(|r| (r.0, r.1, r.2) == (cell.op, cell.payload, cell.processes));
@@ -54,7 +54,7 @@ pub fn relate(cells: &mut [Cell]) {
 }
 
 /// Prints all cells.
-pub fn show(cells: &[Cell], json: bool) {
+pub(crate) fn show(cells: &[Cell], json: bool) {
     if json {
         for cell in cells {
             println!("{}", serde_json::to_string(cell).unwrap_or_default());

@@ -12,7 +12,7 @@ static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 const LUMP: u64 = 256;
 
 /// The system's allocator, counting.
-pub struct Counting;
+pub(crate) struct Counting;
 
 fn count() {
     // A thread that is ending has no local any more; its last few are not counted.
@@ -48,12 +48,12 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Allocations of this process so far.
-pub fn allocations() -> u64 {
+pub(crate) fn allocations() -> u64 {
     ALLOCATIONS.load(Ordering::Relaxed)
 }
 
 /// User and system time of this process so far, in microseconds.
-pub fn cpu_us() -> f64 {
+pub(crate) fn cpu_us() -> f64 {
     let ticks = |text: &str| -> Option<f64> {
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         Some(fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?)

@@ -13,10 +13,10 @@ use trunkline::{ConsumeOptions, Env, Trunkline};
 use crate::cell::{Cell, median, relate, show};
 use crate::{counters, load, raw};
 
-pub type Error = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
@@ -40,10 +40,10 @@ pub struct Args {
     only: Option<String>,
 }
 
-pub const EVENT: &str = "bench:messages";
+pub(crate) const EVENT: &str = "bench:messages";
 
 /// Opens a fresh instance with one topic whose history is kept as `capture`.
-pub async fn open(dir: &Path, capture: &str) -> Result<(Trunkline, Env), Error> {
+pub(crate) async fn open(dir: &Path, capture: &str) -> Result<(Trunkline, Env), Error> {
     let trunkline = Trunkline::builder().url(dir.to_string_lossy()).sdk("bench").open().await?;
     if trunkline.catalog().list_products().is_empty() {
         trunkline
@@ -105,7 +105,7 @@ fn cell(
     }
 }
 
-pub fn run(args: &Args) -> Result<(), Error> {
+pub(crate) fn run(args: &Args) -> Result<(), Error> {
     let base = match &args.dir {
         Some(dir) => tempfile::tempdir_in(dir)?,
         None => tempfile::tempdir()?,
@@ -132,10 +132,13 @@ pub fn run(args: &Args) -> Result<(), Error> {
 
 const HISTORIES: [&str; 3] = ["off", "metadata", "full"];
 
+/// Rates, costs and the worst answer of one side.
+type Own = (Vec<f64>, Vec<(f64, f64)>, f64);
+
 /// Raw and Trunkline in turns, so that a slow minute of the machine meets both.
 async fn produce(args: &Args, base: &Path) -> Result<Vec<Cell>, Error> {
     let mut raws = (Vec::new(), Vec::new(), 0f64);
-    let mut ours: Vec<(Vec<f64>, Vec<(f64, f64)>, f64)> = vec![(Vec::new(), Vec::new(), 0.0); HISTORIES.len()];
+    let mut ours: Vec<Own> = vec![(Vec::new(), Vec::new(), 0.0); HISTORIES.len()];
     for round in 0..args.runs {
         let path = base.join(format!("raw-{round}.log"));
         let appender = raw::Appender::open(&path)?;
@@ -179,7 +182,7 @@ async fn produce(args: &Args, base: &Path) -> Result<Vec<Cell>, Error> {
 }
 
 /// Consumes until `count` messages were handled; messages per second from the first to the last.
-pub async fn drain(env: &Env, count: u64, options: ConsumeOptions) -> Result<f64, Error> {
+pub(crate) async fn drain(env: &Env, count: u64, options: ConsumeOptions) -> Result<f64, Error> {
     let handled = Arc::new(AtomicU64::new(0));
     let all = Arc::new(tokio::sync::Notify::new());
     let start = Instant::now();

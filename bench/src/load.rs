@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 /// What a closed loop came to.
 #[derive(Debug, Clone, Copy)]
-pub struct Closed {
-    pub per_s: f64,
-    pub worst_us: f64,
+pub(crate) struct Closed {
+    pub(crate) per_s: f64,
+    pub(crate) worst_us: f64,
 }
 
 /// Runs `call` from `in_flight` tasks until `count` calls are answered.
-pub async fn closed<F, R>(count: u64, in_flight: usize, call: F) -> Closed
+pub(crate) async fn closed<F, R>(count: u64, in_flight: usize, call: F) -> Closed
 where
     F: Fn() -> R + Clone + Send + Sync + 'static,
     R: Future<Output = ()> + Send,
@@ -41,7 +41,7 @@ where
 }
 
 /// 256 bytes that look like an order, different each time.
-pub fn payload(size: usize, n: u64) -> bytes::Bytes {
+pub(crate) fn payload(size: usize, n: u64) -> bytes::Bytes {
     let head =
         format!(r#"{{"orderId":"{n:012}","customerId":"cust_{:06}","total":{}.{:02},"note":""#, n * 7919 % 100_000, n % 997, n % 100);
     let mut out = Vec::with_capacity(size);

@@ -16,13 +16,13 @@ type Waiting = (Bytes, oneshot::Sender<u64>);
 
 /// Appends for many callers.
 #[derive(Clone)]
-pub struct Appender {
+pub(crate) struct Appender {
     queue: Arc<std::sync::Mutex<Vec<Waiting>>>,
     wake: mpsc::SyncSender<()>,
 }
 
 impl Appender {
-    pub fn open(path: &Path) -> std::io::Result<Appender> {
+    pub(crate) fn open(path: &Path) -> std::io::Result<Appender> {
         let mut file = OpenOptions::new().create(true).append(true).open(path)?;
         let queue: Arc<std::sync::Mutex<Vec<Waiting>>> = Arc::default();
         let (wake, woken) = mpsc::sync_channel::<()>(1);
@@ -55,7 +55,7 @@ impl Appender {
         Ok(Appender { queue, wake })
     }
 
-    pub async fn append(&self, payload: Bytes) {
+    pub(crate) async fn append(&self, payload: Bytes) {
         let (done, confirmed) = oneshot::channel();
         self.queue.lock().expect("nobody panics with it").push((payload, done));
         let _ = self.wake.try_send(());
@@ -64,7 +64,7 @@ impl Appender {
 }
 
 /// Reads all frames, checks each, and appends an ack per 1,000; how many there were.
-pub fn read_and_ack(path: &Path, acks: &Path) -> std::io::Result<u64> {
+pub(crate) fn read_and_ack(path: &Path, acks: &Path) -> std::io::Result<u64> {
     let mut file = File::open(path)?;
     let mut acks = OpenOptions::new().create(true).append(true).open(acks)?;
     let mut buffer = vec![0u8; 1 << 20];
@@ -96,7 +96,7 @@ pub fn read_and_ack(path: &Path, acks: &Path) -> std::io::Result<u64> {
 }
 
 /// How long one fdatasync of a small append takes here: the median, in microseconds.
-pub fn sync_us(path: &Path) -> std::io::Result<f64> {
+pub(crate) fn sync_us(path: &Path) -> std::io::Result<f64> {
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     let mut times = Vec::new();
     for _ in 0..200 {

@@ -12,7 +12,7 @@ use crate::embedded::{EVENT, Error, open};
 use crate::{counters, load};
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     #[arg(long)]
     role: String,
     #[arg(long)]
@@ -25,14 +25,14 @@ pub struct Args {
 
 /// What a worker prints.
 #[derive(Serialize, Deserialize)]
-pub struct Report {
-    pub messages: u64,
-    pub per_s: f64,
-    pub worst_us: f64,
-    pub cpu_us: f64,
+pub(crate) struct Report {
+    pub(crate) messages: u64,
+    pub(crate) per_s: f64,
+    pub(crate) worst_us: f64,
+    pub(crate) cpu_us: f64,
 }
 
-pub fn run(args: &Args) -> Result<(), Error> {
+pub(crate) fn run(args: &Args) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let (trunkline, env) = open(&args.dir, "off").await?;

@@ -11,40 +11,40 @@ use tokio::sync::watch;
 use trunkline::provider::Provider;
 use trunkline::{Builder, Env, MessageId, Schedule, Trunkline};
 
-pub const EVENT: &str = "orders:created";
+pub(crate) const EVENT: &str = "orders:created";
 /// No test waits longer than this for anything.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lot {
+pub(crate) enum Lot {
     Store,
     Topics,
 }
 
-pub struct Bed {
-    pub trunkline: Trunkline,
-    pub env: Env,
-    pub dir: Arc<TempDir>,
+pub(crate) struct Bed {
+    pub(crate) trunkline: Trunkline,
+    pub(crate) env: Env,
+    pub(crate) dir: Arc<TempDir>,
     lot: Lot,
 }
 
 impl Bed {
-    pub async fn new(lot: Lot) -> Bed {
+    pub(crate) async fn new(lot: Lot) -> Bed {
         Bed::with_topic(lot, json!({})).await
     }
 
-    pub async fn ordered() -> Bed {
+    pub(crate) async fn ordered() -> Bed {
         Bed::with_topic(Lot::Store, json!({ "ordering": "key", "shards": 4 })).await
     }
 
-    pub async fn with_topic(lot: Lot, extra: Value) -> Bed {
+    pub(crate) async fn with_topic(lot: Lot, extra: Value) -> Bed {
         let dir = Arc::new(tempfile::tempdir().unwrap());
         let trunkline = builder(dir.path(), lot).open().await.unwrap();
         Bed::furnish(trunkline, dir, lot, &extra).await
     }
 
     /// With something between the core and the broker.
-    pub async fn wrapped(lot: Lot, wrap: impl Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send + Sync + 'static) -> Bed {
+    pub(crate) async fn wrapped(lot: Lot, wrap: impl Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send + Sync + 'static) -> Bed {
         let dir = Arc::new(tempfile::tempdir().unwrap());
         let trunkline = builder(dir.path(), lot).wrap_providers(wrap).open().await.unwrap();
         Bed::furnish(trunkline, dir, lot, &json!({})).await
@@ -60,20 +60,20 @@ impl Bed {
     }
 
     /// Another instance on the same directory: it shares nothing with this one but the files.
-    pub async fn another(&self) -> Bed {
+    pub(crate) async fn another(&self) -> Bed {
         let trunkline = builder(self.dir.path(), self.lot).open().await.unwrap();
         Bed { env: trunkline.env("shop", "prd"), trunkline, dir: self.dir.clone(), lot: self.lot }
     }
 
-    pub async fn produce(&self, n: u64) -> MessageId {
+    pub(crate) async fn produce(&self, n: u64) -> MessageId {
         self.env.produce(EVENT, &json!({ "n": n })).await.unwrap().process_id
     }
 
-    pub async fn produce_keyed(&self, key: &str, n: u64) -> MessageId {
+    pub(crate) async fn produce_keyed(&self, key: &str, n: u64) -> MessageId {
         self.env.produce(EVENT, &json!({ "key": key, "n": n })).key(key).await.unwrap().process_id
     }
 
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         self.trunkline.close(Duration::from_secs(10)).await;
     }
 }
@@ -82,33 +82,33 @@ fn builder(dir: &Path, lot: Lot) -> Builder {
     Trunkline::builder().url(dir.join("data").to_string_lossy()).lot_on_broker(lot == Lot::Topics)
 }
 
-pub fn retries(millis: &[u64]) -> Schedule {
+pub(crate) fn retries(millis: &[u64]) -> Schedule {
     Schedule { delays: millis.iter().map(|ms| Duration::from_millis(*ms)).collect(), jitter: 0.0 }
 }
 
 /// What handlers saw, and a way to wait until they saw enough.
 #[derive(Clone)]
-pub struct Seen<T> {
+pub(crate) struct Seen<T> {
     items: Arc<Mutex<Vec<T>>>,
     count: watch::Sender<usize>,
 }
 
 impl<T: Clone> Seen<T> {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Seen { items: Arc::default(), count: watch::Sender::new(0) }
     }
 
-    pub fn push(&self, item: T) {
+    pub(crate) fn push(&self, item: T) {
         let mut items = self.items.lock();
         items.push(item);
         self.count.send_replace(items.len());
     }
 
-    pub fn all(&self) -> Vec<T> {
+    pub(crate) fn all(&self) -> Vec<T> {
         self.items.lock().clone()
     }
 
-    pub async fn wait(&self, at_least: usize) -> Vec<T> {
+    pub(crate) async fn wait(&self, at_least: usize) -> Vec<T> {
         let mut count = self.count.subscribe();
         let seen = tokio::time::timeout(DEADLINE, count.wait_for(|n| *n >= at_least)).await.map(|found| found.map(|n| *n));
         assert!(seen.is_ok(), "only {} of {at_least} were seen in time", self.items.lock().len());
@@ -117,7 +117,7 @@ impl<T: Clone> Seen<T> {
 }
 
 /// Waits until the condition holds.
-pub async fn until<F, R>(what: &str, condition: F)
+pub(crate) async fn until<F, R>(what: &str, condition: F)
 where
     F: Fn() -> R,
     R: Future<Output = bool>,

@@ -133,21 +133,19 @@ impl Lanes {
         self.count += 1;
         self.bytes += work.size;
         *self.by_shard.entry(work.position.shard).or_default() += 1;
-        if matches!(work.source, Source::Broker(..)) {
-            if let Some(lane) = work.lane {
-                if let Some(chains) = self.chains.get_mut(&work.position.shard)
-                    && let Some(count) = chains.keys.get_mut(&lane)
-                {
-                    *count += 1;
-                    chains.total += 1;
-                    return Some(work);
-                }
-                if let Some(behind) = self.busy.get_mut(&lane) {
-                    behind.push_back(work);
-                    return None;
-                }
-                self.busy.insert(lane, VecDeque::new());
+        if let (Source::Broker(..), Some(lane)) = (work.source, work.lane) {
+            if let Some(chains) = self.chains.get_mut(&work.position.shard)
+                && let Some(count) = chains.keys.get_mut(&lane)
+            {
+                *count += 1;
+                chains.total += 1;
+                return Some(work);
             }
+            if let Some(behind) = self.busy.get_mut(&lane) {
+                behind.push_back(work);
+                return None;
+            }
+            self.busy.insert(lane, VecDeque::new());
         }
         self.ready.push_back(work);
         None
