@@ -64,7 +64,7 @@ impl Inner {
     /// Brings the consumers of this process to what the catalogue says of their groups.
     pub(crate) fn apply_pauses(&self) {
         for engine in self.engines.lock().iter().filter_map(Weak::upgrade) {
-            engine.set_paused(self.is_paused(&engine.filed.address, &engine.group));
+            engine.pause_by_group(self.is_paused(&engine.filed.address, &engine.group));
         }
     }
 

@@ -15,6 +15,7 @@ mod snapshot;
 mod topic;
 
 use std::sync::Arc;
+use std::sync::atomic::{self, AtomicU64};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -44,6 +45,8 @@ pub struct Catalog {
     docs: Arc<dyn Docs>,
     seal: Arc<dyn Seal>,
     current: RwLock<Arc<Snapshot>>,
+    /// The version of `current`, for those who only want to know whether it changed.
+    version: AtomicU64,
     /// One change at a time in this process: the store would refuse the others anyway.
     changing: Mutex<()>,
     changed: watch::Sender<u64>,
@@ -61,7 +64,14 @@ impl Catalog {
     pub(crate) async fn over(docs: Arc<dyn Docs>, seal: Arc<dyn Seal>) -> Result<Self> {
         let (version, all) = docs.read().await?;
         let snapshot = Arc::new(Snapshot::build(version, all)?);
-        Ok(Catalog { docs, seal, current: RwLock::new(snapshot), changing: Mutex::new(()), changed: watch::Sender::new(version) })
+        Ok(Catalog {
+            docs,
+            seal,
+            current: RwLock::new(snapshot),
+            version: AtomicU64::new(version),
+            changing: Mutex::new(()),
+            changed: watch::Sender::new(version),
+        })
     }
 
     /// A copy in memory, to try changes on.
@@ -75,6 +85,12 @@ impl Catalog {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.read().clone()
+    }
+
+    /// The version this process knows now, without a lock.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version.load(atomic::Ordering::Acquire)
     }
 
     /// Tells each new version this process learns of.
@@ -99,6 +115,7 @@ impl Catalog {
     fn install(&self, next: Snapshot) {
         let version = next.version();
         *self.current.write() = Arc::new(next);
+        self.version.store(version, atomic::Ordering::Release);
         self.changed.send_replace(version);
     }
 

@@ -203,12 +203,12 @@ impl Consumer {
 
     /// Stops receiving; what is in hand goes on.
     pub fn pause(&self) {
-        self.engine.set_paused(true);
+        self.engine.pause_by_owner(true);
     }
 
     /// Receives again.
     pub fn resume(&self) {
-        self.engine.set_paused(false);
+        self.engine.pause_by_owner(false);
     }
 
     /// Drains: stops receiving, lets what runs finish within `within`, gives back the rest uncounted, leaves the group.
@@ -400,7 +400,7 @@ impl Env {
         let engine = Engine::start(parts, handler).await.map_err(subscribe_failed)?;
         inner.engines.lock().push(Arc::downgrade(&engine));
         // It may have been paused or resumed since the parts were made.
-        engine.set_paused(inner.is_paused(&route.filed.address, &group));
+        engine.pause_by_group(inner.is_paused(&route.filed.address, &group));
         Ok(Consumer { engine, event: route.filed.address.event.clone() })
     }
 

@@ -292,6 +292,10 @@ impl Env {
         let extra = job.results.len().saturating_sub(1_000);
         job.results.drain(..extra);
         job.updated_at = now_ms();
+        // It may have been cancelled meanwhile.
+        if let Some(now) = store.job_get(&job.id).await? {
+            job.state = now.state;
+        }
         store.job_put(job).await?;
         Ok(entries.len())
     }

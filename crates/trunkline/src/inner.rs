@@ -114,7 +114,7 @@ impl Inner {
 
     /// Grows whenever a route may have changed, so that handles drop what they remember.
     pub(crate) fn routes_version(&self) -> u64 {
-        self.catalog.snapshot().version()
+        self.catalog.version()
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {

@@ -6,6 +6,7 @@ use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
@@ -191,58 +192,63 @@ type Known = (u64, HashMap<String, Arc<Route>>);
 
 /// A product's env: where messages are produced and consumed.
 #[derive(Clone)]
-pub struct Env {
+pub struct Env(Arc<EnvInner>);
+
+/// Behind one pointer, since programs clone an env for every task.
+struct EnvInner {
     inner: Arc<Inner>,
     product: Arc<str>,
     slug: Arc<str>,
-    /// Routes this handle has used, so that a produce looks up one map by the event's text.
-    routes: Arc<parking_lot::RwLock<Known>>,
+    /// Routes this env has used.
+    routes: ArcSwap<Known>,
 }
 
 impl fmt::Debug for Env {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Env({}/{})", self.product, self.slug)
+        write!(f, "Env({}/{})", self.0.product, self.0.slug)
     }
 }
 
 impl Env {
     pub(crate) fn new(inner: Arc<Inner>, product: &str, env: &str) -> Self {
-        Env { inner, product: product.into(), slug: env.into(), routes: Arc::default() }
+        Env(Arc::new(EnvInner { inner, product: product.into(), slug: env.into(), routes: ArcSwap::default() }))
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
-        &self.inner
+        &self.0.inner
     }
 
     /// The product's tag.
     #[must_use]
     pub fn product_tag(&self) -> &str {
-        &self.product
+        &self.0.product
     }
 
     /// The env's slug.
     #[must_use]
     pub fn slug(&self) -> &str {
-        &self.slug
+        &self.0.slug
     }
 
     /// The open route of an event.
     pub(crate) async fn route(&self, event: &str) -> Result<Arc<Route>> {
-        let version = self.inner.routes_version();
+        let Env(this) = self;
+        let version = this.inner.routes_version();
         {
-            let known = self.routes.read();
+            let known = this.routes.load();
             if known.0 == version
                 && let Some(route) = known.1.get(event)
             {
+                this.inner.check_open()?;
                 return Ok(route.clone());
             }
         }
-        let route = self.inner.route(&self.product, &self.slug, event).await?;
-        let mut known = self.routes.write();
-        if known.0 != version {
-            *known = (version, HashMap::new());
-        }
-        known.1.insert(event.to_owned(), route.clone());
+        let route = this.inner.route(&this.product, &this.slug, event).await?;
+        this.routes.rcu(|known| {
+            let mut routes = if known.0 == version { known.1.clone() } else { HashMap::new() };
+            routes.insert(event.to_owned(), route.clone());
+            (version, routes)
+        });
         Ok(route)
     }
 
@@ -254,16 +260,16 @@ impl Env {
     /// println!("{}", receipt.process_id);
     /// # Ok(()) }
     /// ```
-    pub fn produce<T: Serialize + ?Sized>(&self, event: &str, payload: &T) -> Produce<'_> {
+    pub fn produce<'a, T: Serialize + ?Sized>(&'a self, event: &'a str, payload: &T) -> Produce<'a> {
         let payload = serde_json::to_vec(payload)
             .map(Bytes::from)
             .map_err(|error| Error::new(Code::PayloadInvalid, format!("the payload cannot be written as JSON: {error}")).field("message"));
-        Produce { env: self, event: event.to_owned(), payload, options: ProduceOptions::default() }
+        Produce { env: self, event, payload, options: ProduceOptions::default() }
     }
 
     /// Produces bytes as they are.
-    pub fn produce_raw(&self, event: &str, payload: impl Into<Bytes>) -> Produce<'_> {
-        Produce { env: self, event: event.to_owned(), payload: Ok(payload.into()), options: ProduceOptions::default() }
+    pub fn produce_raw<'a>(&'a self, event: &'a str, payload: impl Into<Bytes>) -> Produce<'a> {
+        Produce { env: self, event, payload: Ok(payload.into()), options: ProduceOptions::default() }
     }
 
     /// Produces many messages of one event at once; a result for each, in order.
@@ -278,7 +284,7 @@ impl Env {
 #[must_use = "a produce sends when it is awaited"]
 pub struct Produce<'a> {
     env: &'a Env,
-    event: String,
+    event: &'a str,
     payload: Result<Bytes>,
     options: ProduceOptions,
 }
@@ -351,7 +357,7 @@ impl<'a> IntoFuture for Produce<'a> {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let route = self.env.route(&self.event).await?;
+            let route = self.env.route(self.event).await?;
             produce(&route, self.payload?, self.options).await
         })
     }

@@ -90,7 +90,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
 
 impl Args {
     /// The produce that a payload makes, or why it makes none.
-    fn message<'a>(&self, env: &'a Env, payload: Bytes) -> Result<Produce<'a>> {
+    fn message<'a>(&'a self, env: &'a Env, payload: Bytes) -> Result<Produce<'a>> {
         let keys = if self.raw { (None, None) } else { self.keys(&payload)? };
         let mut produce = env.produce_raw(&self.event, payload);
         if let Some(key) = keys.0.or_else(|| self.key.clone()) {

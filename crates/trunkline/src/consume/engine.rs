@@ -58,6 +58,19 @@ pub(crate) struct Dedupe {
 /// Also sends dead letters to a topic of the user's.
 pub(crate) type DeadLetterCopy = Arc<dyn Fn(Vec<LotEntry>) -> BoxFuture<'static, Result<()>> + Send + Sync>;
 
+/// Who has paused the consumer.
+#[derive(Debug, Clone, Copy)]
+struct Paused {
+    owner: bool,
+    group: bool,
+}
+
+impl Paused {
+    fn any(self) -> bool {
+        self.owner || self.group
+    }
+}
+
 /// All that an engine is made of.
 pub(crate) struct Parts {
     pub(crate) provider: Arc<dyn Provider>,
@@ -110,7 +123,8 @@ pub(crate) struct Engine {
     blocked: AtomicBool,
     /// Told when messages have left the hand, for a shard that is being given up.
     pub(crate) drained: Notify,
-    paused: watch::Sender<bool>,
+    /// By the consumer's owner, and by the catalogue for the whole group.
+    paused: watch::Sender<Paused>,
     state: watch::Sender<State>,
     /// Stop receiving and starting.
     stop: CancellationToken,
@@ -176,7 +190,7 @@ impl Engine {
             stuck: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             drained: Notify::new(),
-            paused: watch::Sender::new(paused),
+            paused: watch::Sender::new(Paused { owner: false, group: paused }),
             state: watch::Sender::new(State::Connecting),
             stop: CancellationToken::new(),
             give_up: CancellationToken::new(),
@@ -298,10 +312,10 @@ impl Engine {
             if self.stop.is_cancelled() {
                 return Ok(());
             }
-            if *paused.borrow_and_update() {
+            if paused.borrow_and_update().any() {
                 subscription.pause().await;
                 tokio::select! {
-                    _ = async { paused.wait_for(|paused| !paused).await.map(drop) } => {}
+                    _ = async { paused.wait_for(|paused| !paused.any()).await.map(drop) } => {}
                     () = self.stop.cancelled() => return Ok(()),
                 }
                 subscription.resume().await;
@@ -650,8 +664,12 @@ impl Engine {
 
     // ---------------------------------------------------------------------------------------------- closing
 
-    pub(crate) fn set_paused(&self, paused: bool) {
-        self.paused.send_if_modified(|now| std::mem::replace(now, paused) != paused);
+    pub(crate) fn pause_by_owner(&self, paused: bool) {
+        self.paused.send_if_modified(|now| std::mem::replace(&mut now.owner, paused) != paused);
+    }
+
+    pub(crate) fn pause_by_group(&self, paused: bool) {
+        self.paused.send_if_modified(|now| std::mem::replace(&mut now.group, paused) != paused);
     }
 
     /// Stops receiving, lets what runs finish until the deadline, gives back the rest, settles, leaves the group.

@@ -103,7 +103,8 @@ impl Counts {
                 counters.dropped += 1;
             }
             Kind::Held | Kind::Waiting => {
-                counters.failed_attempts += 1;
+                // A handler that asks to be called again later has not failed: it gives no error.
+                counters.failed_attempts += u64::from(row.text.is_some());
                 counters.retried += 1;
             }
             Kind::Dead => {

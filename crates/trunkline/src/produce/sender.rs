@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -24,8 +24,6 @@ use crate::provider::{Outgoing, Provider, TopicSpec};
 const BATCH: (usize, usize) = (4_096, 4 << 20);
 /// What waits for a route is bounded: a produce beyond it waits for room.
 const QUEUE_BYTES: usize = 64 << 20;
-/// The unit of the bound, so that permits fit a `u32`.
-const UNIT: usize = 256;
 /// The pause before a failed message is sent again, growing from the first to the last.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
@@ -57,6 +55,15 @@ pub(crate) struct Sender {
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// What waits to be taken into a batch.
+#[derive(Debug, Default)]
+struct Queue {
+    items: VecDeque<Pending>,
+    bytes: usize,
+    /// Callers that wait for room.
+    waiting: usize,
+}
+
 #[derive(Debug)]
 struct Shared {
     provider: Arc<dyn Provider>,
@@ -64,9 +71,9 @@ struct Shared {
     filed: Arc<Filed>,
     producer: Arc<str>,
     recorder: Recorder,
-    queue: Mutex<VecDeque<Pending>>,
+    queue: Mutex<Queue>,
     some: Notify,
-    room: Semaphore,
+    room: Notify,
     end: CancellationToken,
     confirmed: AtomicU64,
 }
@@ -79,9 +86,9 @@ impl Sender {
             filed,
             producer,
             recorder,
-            queue: Mutex::new(VecDeque::new()),
+            queue: Mutex::default(),
             some: Notify::new(),
-            room: Semaphore::new(QUEUE_BYTES / UNIT),
+            room: Notify::new(),
             end: CancellationToken::new(),
             confirmed: AtomicU64::new(0),
         });
@@ -96,7 +103,7 @@ impl Sender {
 
     /// Messages that wait for their confirm.
     pub(crate) fn waiting(&self) -> usize {
-        self.shared.queue.lock().len()
+        self.shared.queue.lock().items.len()
     }
 
     /// Hands a message over and waits for its confirm, or for the deadline.
@@ -108,31 +115,22 @@ impl Sender {
         deadline: Instant,
         mark: Option<Box<Mark>>,
     ) -> Result<Position> {
-        let units = u32::try_from(outgoing.size() / UNIT + 1).unwrap_or(u32::MAX).min((QUEUE_BYTES / UNIT) as u32);
         let shared = &self.shared;
-        let permit = match shared.room.try_acquire_many(units) {
-            Ok(permit) => permit,
-            Err(_) => tokio::time::timeout_at(deadline.into(), shared.room.acquire_many(units))
-                .await
-                .map_err(|_| unsent("the queue of this topic stayed full until the deadline").reason("queue_full"))?
-                .map_err(|_| closed())?,
-        };
+        let size = outgoing.size();
         let (done, answer) = oneshot::channel();
-        let first = {
-            let mut queue = shared.queue.lock();
-            if shared.end.is_cancelled() {
-                return Err(closed());
+        let mut pending = Pending { outgoing, deadline, produced_at, since, mark, done, ambiguous: false };
+        loop {
+            let room = shared.room.notified();
+            match shared.push(pending, size)? {
+                None => break,
+                Some(back) => pending = back,
             }
-            queue.push_back(Pending { outgoing, deadline, produced_at, since, mark, done, ambiguous: false });
-            queue.len() == 1
-        };
-        if first {
-            shared.some.notify_one();
+            let waited = tokio::time::timeout_at(deadline.into(), room).await;
+            shared.queue.lock().waiting -= 1;
+            waited.map_err(|_| unsent("the queue of this topic stayed full until the deadline").reason("queue_full"))?;
         }
-        let answer = answer.await;
-        drop(permit);
         // The task answers everything it takes; it only drops what it could not send before it was ended.
-        answer.unwrap_or_else(|_| Err(closed()))
+        answer.await.unwrap_or_else(|_| Err(closed()))
     }
 
     /// Sends what waits, until the deadline, and ends.
@@ -162,6 +160,26 @@ fn unsent(message: &str) -> Error {
 }
 
 impl Shared {
+    /// Queues a message, or gives it back if the queue is full (and counts the caller as waiting).
+    fn push(&self, pending: Pending, size: usize) -> Result<Option<Pending>> {
+        let mut queue = self.queue.lock();
+        if self.end.is_cancelled() {
+            return Err(closed());
+        }
+        if queue.bytes > 0 && queue.bytes + size > QUEUE_BYTES {
+            queue.waiting += 1;
+            return Ok(Some(pending));
+        }
+        queue.bytes += size;
+        queue.items.push_back(pending);
+        let first = queue.items.len() == 1;
+        drop(queue);
+        if first {
+            self.some.notify_one();
+        }
+        Ok(None)
+    }
+
     async fn run(self: Arc<Self>) {
         let mut again: VecDeque<Pending> = VecDeque::new();
         let mut pause = AGAIN.0;
@@ -196,14 +214,19 @@ impl Shared {
         let mut queue = self.queue.lock();
         let mut bytes = 0;
         let mut n = 0;
-        for pending in queue.iter().take(BATCH.0) {
-            bytes += pending.outgoing.size();
-            if n > 0 && bytes > BATCH.1 {
+        for pending in queue.items.iter().take(BATCH.0) {
+            let size = pending.outgoing.size();
+            if n > 0 && bytes + size > BATCH.1 {
                 break;
             }
+            bytes += size;
             n += 1;
         }
-        queue.drain(..n).collect()
+        queue.bytes -= bytes;
+        if queue.waiting > 0 {
+            self.room.notify_waiters();
+        }
+        queue.items.drain(..n).collect()
     }
 
     /// Sends a batch, answers what is final, returns what may be sent again before its deadline.

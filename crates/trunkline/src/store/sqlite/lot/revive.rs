@@ -27,7 +27,7 @@ pub(in super::super) fn revive(db: &Db, job: &str, filter: &LotFilter, edit: Opt
     progress.done += entries.len() as u64;
     let newest = entries.len().saturating_sub(jobs::RESULTS_MAX);
     let results: Vec<Value> =
-        entries[newest..].iter().map(|entry| json!({ "id": entry.message.id, "seq": entry.seq, "state": "waiting" })).collect();
+        entries[newest..].iter().map(|entry| json!({ "process_id": entry.message.id, "group": entry.group, "success": true })).collect();
     jobs::set_progress(db, job, progress, results)?;
     Ok(entries)
 }
