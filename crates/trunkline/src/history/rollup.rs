@@ -103,8 +103,7 @@ impl Counts {
                 counters.dropped += 1;
             }
             Kind::Held | Kind::Waiting => {
-                // A handler that asks to be called again later has not failed: it gives no error.
-                counters.failed_attempts += u64::from(row.text.is_some());
+                counters.failed_attempts += u64::from(row.failed);
                 counters.retried += 1;
             }
             Kind::Dead => {

@@ -154,6 +154,7 @@ impl<'a> Row<'a> {
             run_us: self.run_us,
             attempts: self.attempts,
             size: self.size,
+            failed: self.text.is_some(),
         }
     }
 
@@ -179,6 +180,8 @@ pub(super) struct Tally {
     pub(super) run_us: u64,
     pub(super) attempts: u32,
     pub(super) size: u64,
+    /// It left an error: a handler that asks to be called again later has none.
+    pub(super) failed: bool,
 }
 
 impl Tally {
@@ -242,13 +245,15 @@ impl Queued {
                 let item = &items[at];
                 let size = self.sizes.as_ref().map_or(item.payload.len() as u64, |sizes| u64::from(sizes[at]));
                 let (kind, first_us) = (kind_of(item), u64::from(item.confirm_us));
-                Tally { kind, at: item.produced_at, first_us, run_us: 0, attempts: 0, size }
+                Tally { kind, at: item.produced_at, first_us, run_us: 0, attempts: 0, size, failed: item.failure.is_some() }
             }
             Batch::Attempts { items, .. } => {
-                let Attempt { started_at, wait_us, run_us, attempts, step, .. } = items[at];
-                Tally { kind: step.into(), at: started_at, first_us: wait_us, run_us, attempts, size: 0 }
+                let Attempt { started_at, wait_us, run_us, attempts, step, ref error, .. } = items[at];
+                Tally { kind: step.into(), at: started_at, first_us: wait_us, run_us, attempts, size: 0, failed: error.is_some() }
             }
-            Batch::Replayed { at, .. } => Tally { kind: Kind::Replayed, at: *at, first_us: 0, run_us: 0, attempts: 0, size: 0 },
+            Batch::Replayed { at, .. } => {
+                Tally { kind: Kind::Replayed, at: *at, first_us: 0, run_us: 0, attempts: 0, size: 0, failed: false }
+            }
         }
     }
 
