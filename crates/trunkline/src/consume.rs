@@ -1,11 +1,15 @@
 //! The consume path: receive → lanes → handler → decide → settle → record.
 //!
-//! Read it in this order: [`engine`] receives and keeps the shards, [`lanes`] bounds what is in hand and keeps the
+//! Read it in this order: [`engine`] is what a consumer is made of, [`receive`] takes messages in, [`shards`] come and go,
+//! [`due`] brings back what waited, [`lanes`] bounds what is in hand and keeps the
 //! order of keys, [`worker`] runs the handler and decides, [`settle`] writes first and acks then.
 
+mod due;
 pub(crate) mod engine;
 pub mod handler;
 pub(crate) mod lanes;
+mod receive;
 pub(crate) mod settle;
+mod shards;
 pub mod state;
 mod worker;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -13,25 +13,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::breaker::Breaker;
 use crate::consume::handler::Handler;
-use crate::consume::lanes::{Lanes, Source, Work};
+use crate::consume::lanes::Lanes;
 use crate::consume::settle::{Finished, Then};
 use crate::consume::state::State;
-use crate::delivery::{Delivery, EnvelopeId};
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
+use crate::history::Filed;
 use crate::history::Recorder;
-use crate::history::{Attempt, Filed, Step};
 use crate::lot::{Lot, LotFeed};
-use crate::message::{MessageId, header, now_ms};
-use crate::policy::{Schedule, is_crash_loop};
-use crate::provider::{GroupSpec, Prefetch, Provider, Signal, SubscribeOptions, Subscription, SubscriptionState, TopicSpec};
-use crate::store::{LotEntry, LotSettle, LotState, Store};
-
-/// How long a receive waits when there is nothing; no answer for twice this long means the subscription is dead.
-const WAIT: Duration = Duration::from_secs(5);
-/// The pause before a lost subscription is rebuilt, growing from the first to the last.
-const REBUILD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// The chains of a shard may hold so many messages; then the receive stops until they are shorter.
-const CHAIN_MOST: u64 = 1_000;
+use crate::policy::Schedule;
+use crate::provider::{GroupSpec, Prefetch, Provider, SubscribeOptions, Subscription, TopicSpec};
+use crate::store::{LotEntry, Store};
 
 /// How a consumer works. Defaults are the documented ones.
 #[derive(Debug, Clone)]
@@ -60,13 +51,13 @@ pub(crate) type DeadLetterCopy = Arc<dyn Fn(Vec<LotEntry>) -> BoxFuture<'static,
 
 /// Who has paused the consumer.
 #[derive(Debug, Clone, Copy)]
-struct Paused {
+pub(super) struct Paused {
     owner: bool,
     group: bool,
 }
 
 impl Paused {
-    fn any(self) -> bool {
+    pub(super) fn any(self) -> bool {
         self.owner || self.group
     }
 }
@@ -92,9 +83,9 @@ pub(crate) struct Parts {
 
 /// See the module.
 pub(crate) struct Engine {
-    provider: Arc<dyn Provider>,
-    topic: TopicSpec,
-    group_spec: GroupSpec,
+    pub(super) provider: Arc<dyn Provider>,
+    pub(super) topic: TopicSpec,
+    pub(super) group_spec: GroupSpec,
     pub(crate) group: Arc<str>,
     pub(crate) member: Arc<str>,
     pub(crate) filed: Arc<Filed>,
@@ -113,25 +104,25 @@ pub(crate) struct Engine {
     pub(crate) held_some: Notify,
     pub(crate) space: Notify,
     pub(crate) feed: Mutex<Option<Arc<dyn LotFeed>>>,
-    subscription: Mutex<(Option<Arc<dyn Subscription>>, u64)>,
-    running: Mutex<Vec<Option<(u32, CancellationToken)>>>,
+    pub(super) subscription: Mutex<(Option<Arc<dyn Subscription>>, u64)>,
+    pub(super) running: Mutex<Vec<Option<(u32, CancellationToken)>>>,
     pub(crate) next_wait: Mutex<tokio::time::Instant>,
     pub(crate) settled: AtomicU64,
     pub(crate) store_down: AtomicBool,
     pub(crate) stuck: AtomicBool,
     /// The chains of a shard are full.
-    blocked: AtomicBool,
+    pub(super) blocked: AtomicBool,
     /// Told when messages have left the hand, for a shard that is being given up.
     pub(crate) drained: Notify,
     /// By the consumer's owner, and by the catalogue for the whole group.
-    paused: watch::Sender<Paused>,
+    pub(super) paused: watch::Sender<Paused>,
     state: watch::Sender<State>,
     /// Stop receiving and starting.
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
     /// The deadline of the close has passed.
     pub(crate) give_up: CancellationToken,
     pub(crate) settle_end: CancellationToken,
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    pub(super) tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Engine {
@@ -219,7 +210,7 @@ impl Engine {
         Ok(engine)
     }
 
-    async fn subscribe(&self) -> Result<Arc<dyn Subscription>> {
+    pub(super) async fn subscribe(&self) -> Result<Arc<dyn Subscription>> {
         self.provider.ensure(&self.topic, std::slice::from_ref(&self.group_spec)).await?;
         let options = SubscribeOptions { member: self.member.clone(), prefetch: self.options.prefetch };
         let subscription = self.provider.subscribe(std::slice::from_ref(&self.topic), &self.group_spec, options).await?;
@@ -271,398 +262,6 @@ impl Engine {
             self.finished_some.notify_one();
         }
     }
-
-    // ------------------------------------------------------------------------------------------ receiving
-
-    /// Receives until closed; a subscription that is dead or silent is rebuilt.
-    async fn supervise(self: Arc<Self>, first: Arc<dyn Subscription>) {
-        let mut subscription = first;
-        let mut pause = REBUILD.0;
-        loop {
-            let error = match self.receive(&subscription).await {
-                Ok(()) => return,
-                Err(error) => error,
-            };
-            tracing::warn!(%error, address = %self.filed.address, group = %self.group, "the subscription is rebuilt");
-            self.lose(None);
-            let started = Instant::now();
-            let _ = tokio::time::timeout(REBUILD.1, subscription.close(started + REBUILD.1)).await;
-            self.set_state(State::Degraded("reconnecting"));
-            subscription = loop {
-                tokio::select! {
-                    () = self.stop.cancelled() => return,
-                    () = tokio::time::sleep(pause) => {}
-                }
-                pause = (pause * 2).min(REBUILD.1);
-                match self.subscribe().await {
-                    Ok(subscription) => break subscription,
-                    Err(error) => tracing::warn!(%error, "subscribing again failed"),
-                }
-            };
-            pause = REBUILD.0;
-            self.set_state(State::Live);
-        }
-    }
-
-    /// Receives from one subscription until the engine stops (`Ok`) or the subscription dies (`Err`).
-    async fn receive(self: &Arc<Self>, subscription: &Arc<dyn Subscription>) -> Result<()> {
-        let generation = self.current().1;
-        let mut paused = self.paused.subscribe();
-        loop {
-            if self.stop.is_cancelled() {
-                return Ok(());
-            }
-            if paused.borrow_and_update().any() {
-                subscription.pause().await;
-                tokio::select! {
-                    _ = async { paused.wait_for(|paused| !paused.any()).await.map(drop) } => {}
-                    () = self.stop.cancelled() => return Ok(()),
-                }
-                subscription.resume().await;
-                continue;
-            }
-            let blocked = self.options.ordered && self.lanes.lock().chains_full(CHAIN_MOST);
-            if self.blocked.swap(blocked, Ordering::Relaxed) != blocked {
-                self.set_state(if blocked { State::Degraded("key_blocked") } else { State::Live });
-            }
-            let room = self.room().filter(|_| !blocked);
-            let Some((count, bytes)) = room else {
-                tokio::select! {
-                    () = self.space.notified() => {}
-                    () = self.stop.cancelled() => return Ok(()),
-                }
-                continue;
-            };
-            let signals = tokio::select! {
-                signals = tokio::time::timeout(WAIT * 2, subscription.next(count, bytes, WAIT)) => signals
-                    .map_err(|_| Error::new(Code::Timeout, "the subscription gave no sign of life"))??,
-                _ = paused.changed() => continue,
-                () = self.stop.cancelled() => return Ok(()),
-            };
-            for signal in signals {
-                self.take(subscription, generation, signal).await;
-            }
-        }
-    }
-
-    /// How many messages and bytes may still be taken in hand; `None` while nothing may be.
-    fn room(&self) -> Option<(usize, usize)> {
-        let lanes = self.lanes.lock();
-        let Prefetch { count, bytes } = self.options.prefetch;
-        let stopped = (lanes.breaker.is_open() && lanes.ready() > 0) || self.store_down.load(Ordering::Relaxed);
-        (lanes.count < count && lanes.bytes < bytes && !stopped).then(|| (count - lanes.count, bytes - lanes.bytes))
-    }
-
-    async fn take(self: &Arc<Self>, subscription: &Arc<dyn Subscription>, generation: u64, signal: Signal) {
-        match signal {
-            Signal::Deliveries { epoch, items, .. } => self.take_deliveries(items, epoch, generation).await,
-            Signal::Assigned { shard, epoch, .. } => {
-                {
-                    let mut lanes = self.lanes.lock();
-                    lanes.revoking.remove(&shard);
-                    lanes.epochs.insert(shard, epoch);
-                }
-                if self.options.ordered {
-                    self.load_chains(shard).await;
-                }
-            }
-            // The other shards go on meanwhile.
-            Signal::Revoking { route, shard, deadline } => {
-                tokio::spawn(self.clone().revoke(subscription.clone(), route, shard, deadline));
-            }
-            Signal::Lost { shard, .. } => self.lose(Some(shard)),
-            Signal::State(SubscriptionState::Live) => self.set_state(State::Live),
-            Signal::State(SubscriptionState::Degraded(reason)) => self.set_state(State::Degraded(reason)),
-        }
-    }
-
-    async fn take_deliveries(&self, items: Vec<Delivery>, epoch: u64, generation: u64) {
-        let mut works: Vec<Work> = items.into_iter().map(|delivery| self.decode(delivery, epoch, generation)).collect();
-        let mut finished = Vec::new();
-        if let Some(dedupe) = &self.dedupe {
-            let ids: Vec<MessageId> = works.iter().map(|work| work.id).collect();
-            let seen = loop {
-                match self.store.dedupe_seen(&dedupe.scope, &ids).await {
-                    Ok(seen) => break seen,
-                    Err(_) if dedupe.open_on_failure => break vec![false; ids.len()],
-                    Err(error) => {
-                        tracing::warn!(%error, "dedupe is closed while the store is down");
-                        tokio::select! {
-                            () = tokio::time::sleep(Duration::from_millis(500)) => {}
-                            () = self.stop.cancelled() => return,
-                        }
-                    }
-                }
-            };
-            let mut seen = seen.into_iter();
-            works.retain(|work| {
-                let handled = seen.next().unwrap_or(false);
-                if handled {
-                    finished.push(Finished::of(work, Then::Done, None, false));
-                }
-                !handled
-            });
-        }
-        {
-            let mut lanes = self.lanes.lock();
-            // They were handled before: in hand only until the ack.
-            for known in &finished {
-                lanes.count += 1;
-                lanes.bytes += known.size;
-                *lanes.by_shard.entry(known.shard).or_default() += 1;
-            }
-            for work in works {
-                if let Some(reason) = self.unfit(&work) {
-                    lanes.count += 1;
-                    lanes.bytes += work.size;
-                    *lanes.by_shard.entry(work.position.shard).or_default() += 1;
-                    let entry = self.entry(&work, LotState::Dead, self.store.now(), work.attempts, Some(reason.into()), None);
-                    finished.push(Finished::of(&work, Then::Lot(Box::new(entry)), Some(unhandled(&work, reason)), false));
-                } else if let Some(behind) = lanes.admit(work) {
-                    finished.push(self.behind(&behind));
-                }
-            }
-            let wake = lanes.ready().min(lanes.idle).min(2);
-            drop(lanes);
-            // Each worker that finds more wakes the next.
-            for _ in 0..wake {
-                self.work.notify_one();
-            }
-        }
-        self.hand_over(finished);
-    }
-
-    /// Why a message must be buried without being handled.
-    fn unfit(&self, work: &Work) -> Option<&'static str> {
-        if work.headers.get(BROKEN).is_some() {
-            return Some("broken_envelope");
-        }
-        is_crash_loop(&self.options.schedule, work.deliveries).then_some("crash_loop")
-    }
-
-    fn decode(&self, delivery: Delivery, epoch: u64, generation: u64) -> Work {
-        let size = delivery.size();
-        let mut headers = delivery.headers;
-        let id = match delivery.id {
-            EnvelopeId::Id(id) => id,
-            EnvelopeId::Foreign | EnvelopeId::Broken => {
-                if delivery.id == EnvelopeId::Broken {
-                    headers.push(BROKEN, &b"1"[..]);
-                }
-                let (shard, offset) = (delivery.position.shard.to_le_bytes(), delivery.position.offset.to_le_bytes());
-                MessageId::derived(delivery.stored_at, &[self.topic.name.as_bytes(), &shard, &offset])
-            }
-        };
-        let expires_at = if headers.is_empty() { None } else { headers.get_str(header::EXPIRES_AT).and_then(|text| text.parse().ok()) };
-        Work {
-            source: Source::Broker(delivery.token, generation),
-            id,
-            position: delivery.position,
-            epoch,
-            lane: match &delivery.key {
-                Some(key) if self.options.ordered => Some(lane_of(key)),
-                _ => None,
-            },
-            key: delivery.key,
-            headers,
-            payload: delivery.payload.unwrap_or_default(),
-            attempts: 0,
-            deliveries: delivery.deliveries,
-            produced_at: delivery.stored_at,
-            expires_at,
-            size,
-            first: true,
-        }
-    }
-
-    // --------------------------------------------------------------------------------- shards that come and go
-
-    async fn load_chains(&self, shard: u32) {
-        let mut pause = REBUILD.0;
-        loop {
-            match self.lot.chains(shard).await {
-                Ok((chains, bytes)) => {
-                    tracing::debug!(shard, keys = chains.len(), bytes, "chains loaded");
-                    self.lanes.lock().set_chains(shard, chains);
-                    return;
-                }
-                // Without the chains the shard's messages would overtake those that wait.
-                Err(error) => tracing::warn!(%error, shard, "the chains of a shard cannot be loaded"),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(REBUILD.1),
-                () = self.stop.cancelled() => return,
-            }
-        }
-    }
-
-    async fn revoke(self: Arc<Self>, subscription: Arc<dyn Subscription>, route: usize, shard: u32, deadline: Instant) {
-        let waiting = {
-            let mut lanes = self.lanes.lock();
-            lanes.revoking.insert(shard);
-            lanes.take_waiting(Some(shard))
-        };
-        let released = waiting.iter().map(|work| Finished::of(work, Then::Release, None, false)).collect();
-        self.hand_over(released);
-        let drained = async {
-            loop {
-                let left = self.drained.notified();
-                if !self.lanes.lock().by_shard.contains_key(&shard) {
-                    return;
-                }
-                left.await;
-            }
-        };
-        let _ = tokio::time::timeout_at(deadline.into(), drained).await;
-        self.lanes.lock().drop_shard(shard);
-        subscription.yield_shard(route, shard).await;
-    }
-
-    /// A shard (or all) is gone: what has not started is dropped, what runs is told to stop.
-    fn lose(&self, shard: Option<u32>) {
-        let mut released = Vec::new();
-        let mut lanes = self.lanes.lock();
-        for work in lanes.take_waiting(shard) {
-            match work.source {
-                Source::Broker(..) => lanes.gone(work.position.shard, work.size),
-                // The lot's are not the broker's to take: they go back to the lot.
-                Source::Lot(_) => released.push(Finished::of(&work, Then::Release, None, false)),
-            }
-        }
-        match shard {
-            Some(shard) => lanes.drop_shard(shard),
-            None => lanes.all_shards().into_iter().for_each(|shard| lanes.drop_shard(shard)),
-        }
-        drop(lanes);
-        for (of, token) in self.running.lock().iter().flatten() {
-            if shard.is_none_or(|shard| shard == *of) {
-                token.cancel();
-            }
-        }
-        self.hand_over(released);
-        self.space.notify_one();
-    }
-
-    // ------------------------------------------------------------------------------------- held and waiting
-
-    async fn wake_held(self: Arc<Self>) {
-        loop {
-            let (next, wake) = {
-                let mut lanes = self.lanes.lock();
-                let before = lanes.ready();
-                let next = lanes.wake(Instant::now());
-                (next, lanes.ready().saturating_sub(before).min(lanes.idle))
-            };
-            for _ in 0..wake {
-                self.work.notify_one();
-            }
-            let until = next.unwrap_or_else(|| Instant::now() + Duration::from_secs(3_600));
-            tokio::select! {
-                () = tokio::time::sleep_until(until.into()) => {}
-                () = self.held_some.notified() => {}
-                () = self.stop.cancelled() => return,
-            }
-        }
-    }
-
-    /// Hands over what is due in the lot.
-    async fn feed_due(self: Arc<Self>, feed: Arc<dyn LotFeed>) {
-        let mut pause = REBUILD.0;
-        while !self.stop.is_cancelled() {
-            let Some((room, _)) = self.room() else {
-                tokio::select! {
-                    () = tokio::time::sleep(Duration::from_millis(50)) => {}
-                    () = self.stop.cancelled() => return,
-                }
-                continue;
-            };
-            let shards = self.options.ordered.then(|| self.lanes.lock().owned());
-            let most = room.min(self.options.concurrency.max(16) * 4);
-            let due = tokio::select! {
-                due = feed.next(most, shards.as_deref(), Duration::from_millis(500)) => due,
-                () = self.stop.cancelled() => return,
-            };
-            match due {
-                Ok(due) if due.is_empty() => {
-                    pause = REBUILD.0;
-                    self.reconcile_chains().await;
-                }
-                Ok(due) => self.take_due(&feed, due).await,
-                Err(error) => {
-                    tracing::warn!(%error, group = %self.group, "the lot cannot be read");
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(REBUILD.1),
-                        () = self.stop.cancelled() => return,
-                    }
-                }
-            }
-        }
-    }
-
-    async fn take_due(&self, feed: &Arc<dyn LotFeed>, due: Vec<(u64, LotEntry)>) {
-        let not_ours = self.admit_due(due);
-        if !not_ours.is_empty()
-            && let Err(error) = feed.settle(not_ours).await
-        {
-            tracing::debug!(%error, "claims of chains that moved run out by themselves");
-        }
-    }
-
-    /// Takes what is due in hand; what is no longer this member's to run is returned.
-    fn admit_due(&self, due: Vec<(u64, LotEntry)>) -> Vec<(u64, LotSettle)> {
-        let mut not_ours = Vec::new();
-        let mut lanes = self.lanes.lock();
-        for (handle, entry) in due {
-            // The shard went to another member while its chain was being claimed.
-            if entry.chain.is_some() && self.options.ordered && !lanes.owns(entry.message.position.shard) {
-                not_ours.push((handle, LotSettle::Release));
-                continue;
-            }
-            let message = entry.message;
-            let size = message.payload.len() + message.headers.size() + 64;
-            let epoch = lanes.epochs.get(&message.position.shard).copied().unwrap_or(0);
-            lanes.admit(Work {
-                source: Source::Lot(handle),
-                id: message.id,
-                position: message.position,
-                epoch,
-                lane: entry.chain,
-                key: message.key,
-                expires_at: message.headers.get_str(header::EXPIRES_AT).and_then(|text| text.parse().ok()),
-                headers: message.headers,
-                payload: message.payload,
-                attempts: entry.attempts,
-                deliveries: crate::delivery::Deliveries::Unknown,
-                produced_at: message.produced_at,
-                size,
-                first: entry.attempts == 0,
-            });
-        }
-        let wake = lanes.ready().min(lanes.idle).min(2);
-        drop(lanes);
-        for _ in 0..wake {
-            self.work.notify_one();
-        }
-        not_ours
-    }
-
-    /// A message that was in the lot already when it came again was counted twice: the lot's own count decides.
-    async fn reconcile_chains(&self) {
-        let quiet = |engine: &Engine| engine.finished.lock().is_empty() && engine.lanes.lock().count == 0;
-        let chained = self.lanes.lock().chained();
-        for shard in chained {
-            if !quiet(self) {
-                return;
-            }
-            if let Ok((chains, _)) = self.lot.chains(shard).await
-                && quiet(self)
-            {
-                self.lanes.lock().set_chains(shard, chains);
-            }
-        }
-    }
-
-    // ---------------------------------------------------------------------------------------------- closing
 
     pub(crate) fn pause_by_owner(&self, paused: bool) {
         self.paused.send_if_modified(|now| std::mem::replace(&mut now.owner, paused) != paused);
@@ -755,29 +354,4 @@ impl Drop for Engine {
             task.abort();
         }
     }
-}
-
-/// The record of a burial that no handler saw.
-fn unhandled(work: &Work, reason: &str) -> Attempt {
-    Attempt {
-        id: work.id,
-        produced_at: work.produced_at,
-        step: Step::Dead,
-        attempts: work.attempts,
-        started_at: now_ms(),
-        wait_us: 0,
-        run_us: 0,
-        error: Some(reason.into()),
-        key: work.key.clone(),
-        position: work.position,
-    }
-}
-
-/// Marks a message whose envelope cannot be read, inside the process only.
-const BROKEN: &str = "trunkline-broken";
-
-/// The lane of a key: messages of one key meet in one lane.
-pub(crate) fn lane_of(key: &[u8]) -> u64 {
-    // SQLite keeps 63 bits without a sign.
-    xxhash_rust::xxh3::xxh3_64(key) >> 1
 }

@@ -3,7 +3,6 @@
 mod idempotency;
 mod lot;
 mod opening;
-mod speed;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -115,29 +115,3 @@ async fn a_full_disk_is_an_answer_and_passes() {
     store.lot_put(vec![large]).await.unwrap();
     assert_eq!(store.lot_count(&LotFilter::default()).await.unwrap(), 1);
 }
-
-/// On a real small file system: `mount -t tmpfs -o size=4m tmpfs DIR`, then `TRUNKLINE_TEST_SMALL_DIR=DIR cargo test … -- --ignored`.
-#[tokio::test]
-#[ignore = "needs a small file system of its own"]
-async fn a_full_file_system_is_an_answer_and_passes() {
-    let Some(small) = std::env::var_os("TRUNKLINE_TEST_SMALL_DIR") else { return };
-    let bed = Bed { dir: tempfile::tempdir_in(small).unwrap(), ..Bed::new() };
-    let store = bed.open();
-    let ballast = bed.dir.path().join("ballast");
-    let mut put = 0;
-    for round in 0..3 {
-        let _ = fs::write(&ballast, vec![0; 500_000]); // as much of it as there is room for
-        let error = loop {
-            match store.lot_put(vec![entry(LotState::Dead, put)]).await {
-                Ok(()) => put += 1,
-                Err(error) => break error,
-            }
-        };
-        assert_eq!((error.detail_str("reason"), error.retryable()), (Some("disk_full"), true), "{error:?}");
-        assert_eq!(store.lot_count(&LotFilter::default()).await.unwrap(), put, "round {round}");
-        fs::remove_file(&ballast).unwrap();
-        store.probe().await.unwrap();
-    }
-    store.close().await;
-    assert_eq!(bed.open().lot_count(&LotFilter::default()).await.unwrap(), put);
-}

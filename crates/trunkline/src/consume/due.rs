@@ -1,0 +1,130 @@
+//! What is due again: held retries, and what comes back from the lot.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::consume::engine::Engine;
+use crate::consume::lanes::{Source, Work};
+use crate::consume::receive::REBUILD;
+use crate::lot::LotFeed;
+use crate::message::header;
+use crate::store::{LotEntry, LotSettle};
+
+impl Engine {
+    pub(super) async fn wake_held(self: Arc<Self>) {
+        loop {
+            let (next, wake) = {
+                let mut lanes = self.lanes.lock();
+                let before = lanes.ready();
+                let next = lanes.wake(Instant::now());
+                (next, lanes.ready().saturating_sub(before).min(lanes.idle))
+            };
+            for _ in 0..wake {
+                self.work.notify_one();
+            }
+            let until = next.unwrap_or_else(|| Instant::now() + Duration::from_secs(3_600));
+            tokio::select! {
+                () = tokio::time::sleep_until(until.into()) => {}
+                () = self.held_some.notified() => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Hands over what is due in the lot.
+    pub(super) async fn feed_due(self: Arc<Self>, feed: Arc<dyn LotFeed>) {
+        let mut pause = REBUILD.0;
+        while !self.stop.is_cancelled() {
+            let Some((room, _)) = self.room() else {
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_millis(50)) => {}
+                    () = self.stop.cancelled() => return,
+                }
+                continue;
+            };
+            let shards = self.options.ordered.then(|| self.lanes.lock().owned());
+            let most = room.min(self.options.concurrency.max(16) * 4);
+            let due = tokio::select! {
+                due = feed.next(most, shards.as_deref(), Duration::from_millis(500)) => due,
+                () = self.stop.cancelled() => return,
+            };
+            match due {
+                Ok(due) if due.is_empty() => {
+                    pause = REBUILD.0;
+                    self.reconcile_chains().await;
+                }
+                Ok(due) => self.take_due(&feed, due).await,
+                Err(error) => {
+                    tracing::warn!(%error, group = %self.group, "the lot cannot be read");
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(REBUILD.1),
+                        () = self.stop.cancelled() => return,
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) async fn take_due(&self, feed: &Arc<dyn LotFeed>, due: Vec<(u64, LotEntry)>) {
+        let not_ours = self.admit_due(due);
+        if !not_ours.is_empty()
+            && let Err(error) = feed.settle(not_ours).await
+        {
+            tracing::debug!(%error, "claims of chains that moved run out by themselves");
+        }
+    }
+
+    /// Takes what is due in hand; what is no longer this member's to run is returned.
+    pub(super) fn admit_due(&self, due: Vec<(u64, LotEntry)>) -> Vec<(u64, LotSettle)> {
+        let mut not_ours = Vec::new();
+        let mut lanes = self.lanes.lock();
+        for (handle, entry) in due {
+            // The shard went to another member while its chain was being claimed.
+            if entry.chain.is_some() && self.options.ordered && !lanes.owns(entry.message.position.shard) {
+                not_ours.push((handle, LotSettle::Release));
+                continue;
+            }
+            let message = entry.message;
+            let size = message.payload.len() + message.headers.size() + 64;
+            let epoch = lanes.epochs.get(&message.position.shard).copied().unwrap_or(0);
+            lanes.admit(Work {
+                source: Source::Lot(handle),
+                id: message.id,
+                position: message.position,
+                epoch,
+                lane: entry.chain,
+                key: message.key,
+                expires_at: message.headers.get_str(header::EXPIRES_AT).and_then(|text| text.parse().ok()),
+                headers: message.headers,
+                payload: message.payload,
+                attempts: entry.attempts,
+                deliveries: crate::delivery::Deliveries::Unknown,
+                produced_at: message.produced_at,
+                size,
+                first: entry.attempts == 0,
+            });
+        }
+        let wake = lanes.ready().min(lanes.idle).min(2);
+        drop(lanes);
+        for _ in 0..wake {
+            self.work.notify_one();
+        }
+        not_ours
+    }
+
+    /// A message that was in the lot already when it came again was counted twice: the lot's own count decides.
+    pub(super) async fn reconcile_chains(&self) {
+        let quiet = |engine: &Engine| engine.finished.lock().is_empty() && engine.lanes.lock().count == 0;
+        let chained = self.lanes.lock().chained();
+        for shard in chained {
+            if !quiet(self) {
+                return;
+            }
+            if let Ok((chains, _)) = self.lot.chains(shard).await
+                && quiet(self)
+            {
+                self.lanes.lock().set_chains(shard, chains);
+            }
+        }
+    }
+}

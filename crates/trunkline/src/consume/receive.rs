@@ -1,0 +1,252 @@
+//! The receiving side: a subscription that is rebuilt when it dies, and what becomes of what it brings.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::consume::engine::Engine;
+use crate::consume::lanes::{Source, Work};
+use crate::consume::settle::{Finished, Then};
+use crate::consume::state::State;
+use crate::delivery::{Delivery, EnvelopeId};
+use crate::error::{Code, Error, Result};
+use crate::history::{Attempt, Step};
+use crate::message::{MessageId, header, now_ms};
+use crate::policy::is_crash_loop;
+use crate::provider::{Prefetch, Signal, Subscription, SubscriptionState};
+use crate::store::LotState;
+
+/// How long a receive waits when there is nothing; no answer for twice this long means the subscription is dead.
+const WAIT: Duration = Duration::from_secs(5);
+/// The pause before a lost subscription is rebuilt, growing from the first to the last.
+pub(super) const REBUILD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// The chains of a shard may hold so many messages; then the receive stops until they are shorter.
+const CHAIN_MOST: u64 = 1_000;
+
+impl Engine {
+    /// Receives until closed; a subscription that is dead or silent is rebuilt.
+    pub(super) async fn supervise(self: Arc<Self>, first: Arc<dyn Subscription>) {
+        let mut subscription = first;
+        let mut pause = REBUILD.0;
+        loop {
+            let error = match self.receive(&subscription).await {
+                Ok(()) => return,
+                Err(error) => error,
+            };
+            tracing::warn!(%error, address = %self.filed.address, group = %self.group, "the subscription is rebuilt");
+            self.lose(None);
+            let started = Instant::now();
+            let _ = tokio::time::timeout(REBUILD.1, subscription.close(started + REBUILD.1)).await;
+            self.set_state(State::Degraded("reconnecting"));
+            subscription = loop {
+                tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = (pause * 2).min(REBUILD.1);
+                match self.subscribe().await {
+                    Ok(subscription) => break subscription,
+                    Err(error) => tracing::warn!(%error, "subscribing again failed"),
+                }
+            };
+            pause = REBUILD.0;
+            self.set_state(State::Live);
+        }
+    }
+
+    /// Receives from one subscription until the engine stops (`Ok`) or the subscription dies (`Err`).
+    pub(super) async fn receive(self: &Arc<Self>, subscription: &Arc<dyn Subscription>) -> Result<()> {
+        let generation = self.current().1;
+        let mut paused = self.paused.subscribe();
+        loop {
+            if self.stop.is_cancelled() {
+                return Ok(());
+            }
+            if paused.borrow_and_update().any() {
+                subscription.pause().await;
+                tokio::select! {
+                    _ = async { paused.wait_for(|paused| !paused.any()).await.map(drop) } => {}
+                    () = self.stop.cancelled() => return Ok(()),
+                }
+                subscription.resume().await;
+                continue;
+            }
+            let blocked = self.options.ordered && self.lanes.lock().chains_full(CHAIN_MOST);
+            if self.blocked.swap(blocked, Ordering::Relaxed) != blocked {
+                self.set_state(if blocked { State::Degraded("key_blocked") } else { State::Live });
+            }
+            let room = self.room().filter(|_| !blocked);
+            let Some((count, bytes)) = room else {
+                tokio::select! {
+                    () = self.space.notified() => {}
+                    () = self.stop.cancelled() => return Ok(()),
+                }
+                continue;
+            };
+            let signals = tokio::select! {
+                signals = tokio::time::timeout(WAIT * 2, subscription.next(count, bytes, WAIT)) => signals
+                    .map_err(|_| Error::new(Code::Timeout, "the subscription gave no sign of life"))??,
+                _ = paused.changed() => continue,
+                () = self.stop.cancelled() => return Ok(()),
+            };
+            for signal in signals {
+                self.take(subscription, generation, signal).await;
+            }
+        }
+    }
+
+    /// How many messages and bytes may still be taken in hand; `None` while nothing may be.
+    pub(super) fn room(&self) -> Option<(usize, usize)> {
+        let lanes = self.lanes.lock();
+        let Prefetch { count, bytes } = self.options.prefetch;
+        let stopped = (lanes.breaker.is_open() && lanes.ready() > 0) || self.store_down.load(Ordering::Relaxed);
+        (lanes.count < count && lanes.bytes < bytes && !stopped).then(|| (count - lanes.count, bytes - lanes.bytes))
+    }
+
+    pub(super) async fn take(self: &Arc<Self>, subscription: &Arc<dyn Subscription>, generation: u64, signal: Signal) {
+        match signal {
+            Signal::Deliveries { epoch, items, .. } => self.take_deliveries(items, epoch, generation).await,
+            Signal::Assigned { shard, epoch, .. } => {
+                {
+                    let mut lanes = self.lanes.lock();
+                    lanes.revoking.remove(&shard);
+                    lanes.epochs.insert(shard, epoch);
+                }
+                if self.options.ordered {
+                    self.load_chains(shard).await;
+                }
+            }
+            // The other shards go on meanwhile.
+            Signal::Revoking { route, shard, deadline } => {
+                tokio::spawn(self.clone().revoke(subscription.clone(), route, shard, deadline));
+            }
+            Signal::Lost { shard, .. } => self.lose(Some(shard)),
+            Signal::State(SubscriptionState::Live) => self.set_state(State::Live),
+            Signal::State(SubscriptionState::Degraded(reason)) => self.set_state(State::Degraded(reason)),
+        }
+    }
+
+    pub(super) async fn take_deliveries(&self, items: Vec<Delivery>, epoch: u64, generation: u64) {
+        let mut works: Vec<Work> = items.into_iter().map(|delivery| self.decode(delivery, epoch, generation)).collect();
+        let mut finished = Vec::new();
+        if let Some(dedupe) = &self.dedupe {
+            let ids: Vec<MessageId> = works.iter().map(|work| work.id).collect();
+            let seen = loop {
+                match self.store.dedupe_seen(&dedupe.scope, &ids).await {
+                    Ok(seen) => break seen,
+                    Err(_) if dedupe.open_on_failure => break vec![false; ids.len()],
+                    Err(error) => {
+                        tracing::warn!(%error, "dedupe is closed while the store is down");
+                        tokio::select! {
+                            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+                            () = self.stop.cancelled() => return,
+                        }
+                    }
+                }
+            };
+            let mut seen = seen.into_iter();
+            works.retain(|work| {
+                let handled = seen.next().unwrap_or(false);
+                if handled {
+                    finished.push(Finished::of(work, Then::Done, None, false));
+                }
+                !handled
+            });
+        }
+        {
+            let mut lanes = self.lanes.lock();
+            // They were handled before: in hand only until the ack.
+            for known in &finished {
+                lanes.count += 1;
+                lanes.bytes += known.size;
+                *lanes.by_shard.entry(known.shard).or_default() += 1;
+            }
+            for work in works {
+                if let Some(reason) = self.unfit(&work) {
+                    lanes.count += 1;
+                    lanes.bytes += work.size;
+                    *lanes.by_shard.entry(work.position.shard).or_default() += 1;
+                    let entry = self.entry(&work, LotState::Dead, self.store.now(), work.attempts, Some(reason.into()), None);
+                    finished.push(Finished::of(&work, Then::Lot(Box::new(entry)), Some(unhandled(&work, reason)), false));
+                } else if let Some(behind) = lanes.admit(work) {
+                    finished.push(self.behind(&behind));
+                }
+            }
+            let wake = lanes.ready().min(lanes.idle).min(2);
+            drop(lanes);
+            // Each worker that finds more wakes the next.
+            for _ in 0..wake {
+                self.work.notify_one();
+            }
+        }
+        self.hand_over(finished);
+    }
+
+    /// Why a message must be buried without being handled.
+    pub(super) fn unfit(&self, work: &Work) -> Option<&'static str> {
+        if work.headers.get(BROKEN).is_some() {
+            return Some("broken_envelope");
+        }
+        is_crash_loop(&self.options.schedule, work.deliveries).then_some("crash_loop")
+    }
+
+    pub(super) fn decode(&self, delivery: Delivery, epoch: u64, generation: u64) -> Work {
+        let size = delivery.size();
+        let mut headers = delivery.headers;
+        let id = match delivery.id {
+            EnvelopeId::Id(id) => id,
+            EnvelopeId::Foreign | EnvelopeId::Broken => {
+                if delivery.id == EnvelopeId::Broken {
+                    headers.push(BROKEN, &b"1"[..]);
+                }
+                let (shard, offset) = (delivery.position.shard.to_le_bytes(), delivery.position.offset.to_le_bytes());
+                MessageId::derived(delivery.stored_at, &[self.topic.name.as_bytes(), &shard, &offset])
+            }
+        };
+        let expires_at = if headers.is_empty() { None } else { headers.get_str(header::EXPIRES_AT).and_then(|text| text.parse().ok()) };
+        Work {
+            source: Source::Broker(delivery.token, generation),
+            id,
+            position: delivery.position,
+            epoch,
+            lane: match &delivery.key {
+                Some(key) if self.options.ordered => Some(lane_of(key)),
+                _ => None,
+            },
+            key: delivery.key,
+            headers,
+            payload: delivery.payload.unwrap_or_default(),
+            attempts: 0,
+            deliveries: delivery.deliveries,
+            produced_at: delivery.stored_at,
+            expires_at,
+            size,
+            first: true,
+        }
+    }
+}
+
+/// The record of a burial that no handler saw.
+fn unhandled(work: &Work, reason: &str) -> Attempt {
+    Attempt {
+        id: work.id,
+        produced_at: work.produced_at,
+        step: Step::Dead,
+        attempts: work.attempts,
+        started_at: now_ms(),
+        wait_us: 0,
+        run_us: 0,
+        error: Some(reason.into()),
+        key: work.key.clone(),
+        position: work.position,
+    }
+}
+
+/// Marks a message whose envelope cannot be read, inside the process only.
+const BROKEN: &str = "trunkline-broken";
+
+/// The lane of a key: messages of one key meet in one lane.
+pub(crate) fn lane_of(key: &[u8]) -> u64 {
+    // SQLite keeps 63 bits without a sign.
+    xxhash_rust::xxh3::xxh3_64(key) >> 1
+}
