@@ -380,7 +380,7 @@ impl Env {
             filed: route.filed.clone(),
             store: inner.store.clone(),
             lot,
-            recorder: inner.recorder.clone(),
+            tracker: inner.tracker.clone(),
             dedupe,
             dead_letter_copy: copy,
             route_epoch: entry.epoch,

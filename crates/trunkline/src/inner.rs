@@ -18,8 +18,7 @@ use crate::config::{ProviderConfig, ProviderKind};
 use crate::consume::engine::Engine;
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
-use crate::history::Recorder;
-use crate::history::{Batch, Class, Filed, History};
+use crate::history::{Batch, Class, Filed};
 use crate::lot::topics::TopicLot;
 use crate::message::{MessageId, millis};
 use crate::policy::{LotPlace, Schedule, Wishes, plan};
@@ -27,13 +26,13 @@ use crate::produce::sender::Sender;
 use crate::provider::{GroupSpec, Provider, Start};
 use crate::route::Route;
 use crate::store::{Address, Scope, Store};
+use crate::tracker::Tracker;
 
 /// See the module.
 pub(crate) struct Inner {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) catalog: Catalog,
-    pub(crate) history: History,
-    pub(crate) recorder: Recorder,
+    pub(crate) tracker: Tracker,
     pub(crate) directory: PathBuf,
     pub(crate) single_host: bool,
     pub(crate) lot_on_broker: bool,
@@ -70,8 +69,7 @@ impl fmt::Debug for Inner {
 pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) catalog: Catalog,
-    pub(crate) history: History,
-    pub(crate) recorder: Recorder,
+    pub(crate) tracker: Tracker,
     pub(crate) directory: PathBuf,
     pub(crate) single_host: bool,
     pub(crate) lot_on_broker: bool,
@@ -82,12 +80,11 @@ pub(crate) struct Parts {
 
 impl Inner {
     pub(crate) fn new(parts: Parts) -> Arc<Inner> {
-        let Parts { store, catalog, history, recorder, directory, single_host, lot_on_broker, wrap, sdk, host } = parts;
+        let Parts { store, catalog, tracker, directory, single_host, lot_on_broker, wrap, sdk, host } = parts;
         Arc::new(Inner {
             store,
             catalog,
-            history,
-            recorder,
+            tracker,
             directory,
             single_host,
             lot_on_broker,
@@ -109,7 +106,7 @@ impl Inner {
 
     /// Told to the history; never waits.
     pub(crate) fn record(&self, batch: Batch) {
-        self.recorder.record(batch);
+        self.tracker.record(batch);
     }
 
     /// Grows whenever a route may have changed, so that handles drop what they remember.
@@ -172,7 +169,7 @@ impl Inner {
         for drift in &ensured.drift {
             tracing::warn!(address = %entry.address, %drift, "the broker differs from the catalogue");
         }
-        let sender = Sender::new(provider.clone(), topic.clone(), filed.clone(), self.process.clone(), self.recorder.clone());
+        let sender = Sender::new(provider.clone(), topic.clone(), filed.clone(), self.process.clone(), self.tracker.clone());
         let delays = if self.lot_place(entry.kind) == LotPlace::Topics {
             let lot = TopicLot::of_delays(provider.clone(), &topic, entry.address.clone(), self.store.clone());
             lot.ensure().await?;
@@ -259,7 +256,7 @@ impl Inner {
             provider.close(Instant::now() + left.min(Duration::from_secs(5))).await;
         }
         self.leave_registry().await;
-        if let Err(error) = self.history.close().await {
+        if let Err(error) = self.tracker.close().await {
             tracing::warn!(%error, "the last of the history could not be written");
         }
         self.store.close().await;

@@ -72,6 +72,7 @@ mod route;
 pub mod secret;
 pub mod stats;
 pub mod store;
+mod tracker;
 mod trunkline;
 
 pub use catalog::Catalog;

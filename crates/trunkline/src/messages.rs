@@ -14,8 +14,7 @@ impl Env {
     pub async fn message(&self, id: MessageId) -> Result<Option<Record>> {
         let inner = self.inner();
         // What this process did a moment ago is seen too.
-        inner.recorder.flush().await?;
-        let record = inner.history.get(id).await?;
+        let record = inner.tracker.flushed().await?.get(id).await?;
         Ok(record.filter(|record| record.product == self.product_tag() && record.env == self.slug()))
     }
 
@@ -27,7 +26,6 @@ impl Env {
         query.product = Some(self.product_tag().to_owned());
         query.env = Some(self.slug().to_owned());
         let inner = self.inner();
-        inner.recorder.flush().await?;
-        inner.history.query(&query).await
+        inner.tracker.flushed().await?.query(&query).await
     }
 }

@@ -114,9 +114,8 @@ impl Env {
         let (product, env) = (Some(self.product_tag().to_owned()), Some(self.slug().to_owned()));
         let query = StatsQuery { product, env, group: None, ..query };
         let inner = self.inner();
-        inner.recorder.flush().await?;
         // What this process did a moment ago is counted too.
-        let past = inner.history.stats(&query).await?;
+        let past = inner.tracker.flushed().await?.stats(&query).await?;
         let mut topics: BTreeMap<String, TopicFigures> =
             past.topics.into_iter().map(|topic| (topic.event.clone(), figures(topic))).collect();
         let mut unreachable = Vec::new();

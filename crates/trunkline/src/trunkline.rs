@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::catalog::Catalog;
 use crate::error::{Code, Error, Result};
-use crate::history::{History, Options as HistoryOptions};
+use crate::history::History;
 use crate::inner::{Inner, Parts, Wrap};
 use crate::message::{Headers, Millis};
 use crate::produce::{ProduceOptions, Receipt, produce};
@@ -23,6 +23,7 @@ use crate::secret::Sealer;
 use crate::store::datadir::DataDir;
 use crate::store::sqlite::{Options as StoreOptions, SqliteStore};
 use crate::store::{Member, MemberRole, Store};
+use crate::tracker::Tracker;
 
 /// An open instance. Cheap to clone; [`Trunkline::close`] ends it.
 ///
@@ -71,9 +72,11 @@ impl Trunkline {
     }
 
     /// The history.
-    #[must_use]
-    pub fn history(&self) -> &History {
-        &self.0.history
+    ///
+    /// # Errors
+    /// `STORE_FAILED` if this process keeps none, because it could not be opened.
+    pub fn history(&self) -> Result<&History> {
+        self.0.tracker.history()
     }
 
     /// Live producers and consumers of all processes.
@@ -90,7 +93,7 @@ impl Trunkline {
     /// # Errors
     /// `STORE_FAILED`.
     pub async fn flush(&self) -> Result<()> {
-        self.0.recorder.flush().await
+        self.0.tracker.flushed().await.map(drop)
     }
 
     /// Drains consumers, sends what waits, writes the history, closes connections; at most `within` and a little.
@@ -168,13 +171,11 @@ impl Builder {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path(), StoreOptions::default())?);
         let sealer = Arc::new(Sealer::new(&directory.master_key()?));
         let catalog = Catalog::open(store.clone(), sealer).await?;
-        let history = History::open(directory.path(), HistoryOptions::default())?;
-        let recorder = history.recorder()?;
+        let tracker = Tracker::open(directory.path())?;
         let inner = Inner::new(Parts {
             store,
             catalog,
-            history,
-            recorder,
+            tracker,
             directory: directory.path().to_owned(),
             single_host: self.single_host,
             lot_on_broker: self.lot_on_broker,

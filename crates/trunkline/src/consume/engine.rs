@@ -18,11 +18,11 @@ use crate::consume::settle::{Finished, Then};
 use crate::consume::state::State;
 use crate::error::Result;
 use crate::history::Filed;
-use crate::history::Recorder;
 use crate::lot::{Lot, LotFeed};
 use crate::policy::Schedule;
 use crate::provider::{GroupSpec, Prefetch, Provider, SubscribeOptions, Subscription, TopicSpec};
 use crate::store::{LotEntry, Store};
+use crate::tracker::Tracker;
 
 /// How a consumer works. Defaults are the documented ones.
 #[derive(Debug, Clone)]
@@ -72,7 +72,7 @@ pub(crate) struct Parts {
     pub(crate) filed: Arc<Filed>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) lot: Arc<dyn Lot>,
-    pub(crate) recorder: Recorder,
+    pub(crate) tracker: Tracker,
     pub(crate) dedupe: Option<Dedupe>,
     pub(crate) dead_letter_copy: Option<DeadLetterCopy>,
     pub(crate) route_epoch: u64,
@@ -91,7 +91,7 @@ pub(crate) struct Engine {
     pub(crate) filed: Arc<Filed>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) lot: Arc<dyn Lot>,
-    pub(crate) recorder: Recorder,
+    pub(crate) tracker: Tracker,
     pub(crate) dedupe: Option<Dedupe>,
     pub(crate) dead_letter_copy: Option<DeadLetterCopy>,
     pub(crate) route_epoch: u64,
@@ -143,7 +143,7 @@ impl Engine {
             filed,
             store,
             lot,
-            recorder,
+            tracker,
             dedupe,
             dead_letter_copy,
             route_epoch,
@@ -161,7 +161,7 @@ impl Engine {
             filed,
             store,
             lot,
-            recorder,
+            tracker,
             dedupe,
             dead_letter_copy,
             route_epoch,

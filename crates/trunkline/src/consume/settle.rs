@@ -263,7 +263,7 @@ impl Engine {
         self.space.notify_one();
         self.drained.notify_waiters();
         if !attempts.is_empty() {
-            self.recorder.record(Batch::Attempts {
+            self.tracker.record(Batch::Attempts {
                 filed: self.filed.clone(),
                 group: self.group.clone(),
                 consumer: self.member.clone(),

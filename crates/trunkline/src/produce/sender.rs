@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::delivery::Position;
 use crate::error::{Code, Error, Result};
-use crate::history::Recorder;
 use crate::history::{Batch, Failure, Filed, Produced, SessionMark};
 use crate::message::{MessageId, Millis};
 use crate::provider::{Outgoing, Provider, TopicSpec};
+use crate::tracker::Tracker;
 
 /// A batch holds at most this many messages and about this many bytes.
 const BATCH: (usize, usize) = (4_096, 4 << 20);
@@ -38,6 +38,8 @@ pub(crate) struct Pending {
     pub(crate) done: oneshot::Sender<Result<Position>>,
     /// Whether an earlier try may have reached the broker.
     pub(crate) ambiguous: bool,
+    /// Why the last try failed.
+    pub(crate) last: Option<Error>,
 }
 
 /// What the record says beside the message, where it says anything.
@@ -70,7 +72,7 @@ struct Shared {
     topic: TopicSpec,
     filed: Arc<Filed>,
     producer: Arc<str>,
-    recorder: Recorder,
+    tracker: Tracker,
     queue: Mutex<Queue>,
     some: Notify,
     room: Notify,
@@ -79,13 +81,13 @@ struct Shared {
 }
 
 impl Sender {
-    pub(crate) fn new(provider: Arc<dyn Provider>, topic: TopicSpec, filed: Arc<Filed>, producer: Arc<str>, recorder: Recorder) -> Self {
+    pub(crate) fn new(provider: Arc<dyn Provider>, topic: TopicSpec, filed: Arc<Filed>, producer: Arc<str>, tracker: Tracker) -> Self {
         let shared = Arc::new(Shared {
             provider,
             topic,
             filed,
             producer,
-            recorder,
+            tracker,
             queue: Mutex::default(),
             some: Notify::new(),
             room: Notify::new(),
@@ -118,7 +120,7 @@ impl Sender {
         let shared = &self.shared;
         let size = outgoing.size();
         let (done, answer) = oneshot::channel();
-        let mut pending = Pending { outgoing, deadline, produced_at, since, mark, done, ambiguous: false };
+        let mut pending = Pending { outgoing, deadline, produced_at, since, mark, done, ambiguous: false, last: None };
         loop {
             let room = shared.room.notified();
             match shared.push(pending, size)? {
@@ -199,8 +201,9 @@ impl Shared {
             if again.is_empty() {
                 pause = AGAIN.0;
             } else {
-                tokio::time::sleep(pause).await;
+                self.pause(&again, pause).await;
                 pause = (pause * 2).min(AGAIN.1);
+                self.give_up_late(&mut again);
             }
         }
     }
@@ -227,6 +230,32 @@ impl Shared {
             self.room.notify_waiters();
         }
         queue.items.drain(..n).collect()
+    }
+
+    /// Waits before the next try, not past the first deadline.
+    async fn pause(&self, again: &VecDeque<Pending>, pause: Duration) {
+        let first = again.iter().map(|pending| pending.deadline).min();
+        let until = first.map_or(Instant::now() + pause, |deadline| deadline.min(Instant::now() + pause));
+        tokio::time::sleep_until(until.into()).await;
+    }
+
+    /// Answers those whose deadline has come with why their last try failed.
+    fn give_up_late(&self, again: &mut VecDeque<Pending>) {
+        let soon = Instant::now() + AGAIN.0;
+        let mut records = Vec::new();
+        for mut pending in std::mem::take(again) {
+            match pending.last.take_if(|_| pending.deadline <= soon) {
+                Some(error) => {
+                    let answer = Err(given_up(error, pending.ambiguous));
+                    records.push(record(&pending, Instant::now(), &answer));
+                    let _ = pending.done.send(answer);
+                }
+                None => again.push_back(pending),
+            }
+        }
+        if !records.is_empty() {
+            self.tracker.record(Batch::Produced { filed: self.filed.clone(), producer: self.producer.clone(), items: records });
+        }
     }
 
     /// Sends a batch, answers what is final, returns what may be sent again before its deadline.
@@ -261,6 +290,7 @@ impl Shared {
                 Err(failed) => {
                     pending.ambiguous |= failed.ambiguous;
                     if failed.retryable && now + AGAIN.0 < pending.deadline {
+                        pending.last = Some(failed.error);
                         again.push_back(pending);
                         continue;
                     }
@@ -273,7 +303,7 @@ impl Shared {
         }
         self.confirmed.fetch_add(records.iter().filter(|r| r.failure.is_none()).count() as u64, Ordering::Relaxed);
         if !records.is_empty() {
-            self.recorder.record(Batch::Produced { filed: self.filed.clone(), producer: self.producer.clone(), items: records });
+            self.tracker.record(Batch::Produced { filed: self.filed.clone(), producer: self.producer.clone(), items: records });
         }
         again
     }
