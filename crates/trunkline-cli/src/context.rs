@@ -8,8 +8,7 @@ use serde::Serialize;
 use tokio::sync::OnceCell;
 use trunkline::catalog::Catalog;
 use trunkline::file::File;
-use trunkline::store::MemberRole;
-use trunkline::{Code, Env, Error, Event, Result, Trunkline};
+use trunkline::{Code, Env, Error, Result, Trunkline};
 
 use crate::args::Global;
 use crate::output::{self, Format, Table};
@@ -173,17 +172,6 @@ impl Ctx {
             Some(path) => read_file(&path).map(|file| Some((path, file))),
             None => Ok(None),
         }
-    }
-
-    /// Refuses to remove what live consumers use.
-    pub async fn refuse_in_use(&self, product: &str, concerns: impl Fn(&Event) -> bool) -> Result<()> {
-        let members = self.trunkline().await?.members(Some(MemberRole::Consumer)).await?;
-        let live = members.iter().filter(|member| &*member.address.product == product && concerns(&member.address.event)).count();
-        if live == 0 {
-            return Ok(());
-        }
-        Err(Error::new(Code::InUse, format!("{live} live consumers use it"))
-            .next("stop them first (`trunkline groups list EVENT` shows them), or pass --force"))
     }
 
     /// Closes the instance, if it was opened.

@@ -123,6 +123,13 @@ impl Inner {
         self.routes.read().values().cloned().collect()
     }
 
+    /// Takes routes out: their topics are gone.
+    pub(crate) fn take_routes(&self, concerns: impl Fn(&Address) -> bool) -> Vec<Arc<Route>> {
+        let mut routes = self.routes.write();
+        let gone: Vec<Address> = routes.keys().filter(|address| concerns(address)).cloned().collect();
+        gone.iter().filter_map(|address| routes.remove(address)).collect()
+    }
+
     /// The open route of an event; opened on its first use.
     pub(crate) async fn route(&self, product: &str, env: &str, event: &str) -> Result<Arc<Route>> {
         self.check_open()?;

@@ -67,6 +67,7 @@ pub mod policy;
 pub mod policy_config;
 pub mod produce;
 pub mod provider;
+pub mod removal;
 pub mod replay;
 mod route;
 pub mod secret;

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use trunkline::catalog::BrokerView;
+use trunkline::removal::Removal;
 use trunkline::{Code, Error, Result};
 
 use crate::context::Ctx;
@@ -53,6 +54,9 @@ enum Verb {
         /// Even while consumers are live
         #[arg(long)]
         force: bool,
+        /// Also remove the messages and groups of its topics from the servers
+        #[arg(long)]
+        purge: bool,
     },
 }
 
@@ -145,12 +149,9 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
             let update = catalog.update_broker(Some(&ctx.product().await?), &tag, document).await?;
             ctx.done(&update, if update.changed { format!("updated broker {tag}") } else { format!("broker {tag} is like that already") })
         }
-        Verb::Delete { tag, force } => {
+        Verb::Delete { tag, force, purge } => {
             let product = ctx.product().await?;
-            if !force {
-                ctx.refuse_in_use(&product, |event| event.broker() == tag).await?;
-            }
-            let broker = catalog.delete_broker(&product, &tag).await?;
+            let broker = ctx.trunkline().await?.delete_broker(&product, &tag, Removal { purge, force }).await?;
             ctx.done(&broker, format!("deleted broker {tag}"))
         }
     }

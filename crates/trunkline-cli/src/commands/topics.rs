@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use trunkline::catalog::TopicDoc;
 use trunkline::message::millis;
+use trunkline::removal::Removal;
 use trunkline::{Code, Error, Event, Result, Schedule};
 
 use crate::context::Ctx;
@@ -64,6 +65,9 @@ enum Verb {
         /// Even while consumers are live
         #[arg(long)]
         force: bool,
+        /// Also remove its messages and groups from the broker
+        #[arg(long)]
+        purge: bool,
     },
 }
 
@@ -201,11 +205,8 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
             let update = catalog.update_topic(Some(&product), event.as_str(), document).await?;
             ctx.done(&update, if update.changed { format!("updated topic {event}") } else { format!("topic {event} is like that already") })
         }
-        Verb::Delete { event, force } => {
-            if !force {
-                ctx.refuse_in_use(&product, |of| *of == event).await?;
-            }
-            let topic = catalog.delete_topic(&product, event.as_str()).await?;
+        Verb::Delete { event, force, purge } => {
+            let topic = ctx.trunkline().await?.delete_topic(&product, &event, Removal { purge, force }).await?;
             ctx.done(&topic, format!("deleted topic {event}"))
         }
     }

@@ -89,3 +89,35 @@ async fn after_a_close_nothing_is_sent() {
     bed.close().await;
     assert_eq!(env.produce(EVENT, &1).await.unwrap_err().code(), Code::Closed);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_is_removed_when_nobody_uses_it_and_purged_when_asked() {
+    use trunkline::removal::Removal;
+    let bed = Bed::new(Lot::Store).await;
+    bed.produce(1).await;
+    let event = EVENT.parse().unwrap();
+    let consumer = bed.env.consume(EVENT, |_: Raw, _: Context| async {}).await.unwrap();
+    let live = async || !bed.trunkline.members(None).await.unwrap().iter().all(|member| member.group.is_none());
+    crate::bed::until("the consumer is in the registry", live).await;
+    let refused = bed.trunkline.delete_topic("shop", &event, Removal::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InUse);
+    consumer.close(Duration::from_secs(5)).await;
+    bed.trunkline.delete_topic("shop", &event, Removal { force: true, purge: true }).await.unwrap();
+    assert_eq!(bed.env.produce(EVENT, &1).await.unwrap_err().code(), Code::TopicNotFound);
+    // Made again, it is empty: nothing of the old one is left on the broker.
+    bed.trunkline.catalog().create_topic(Some("shop"), json!({ "name": "Created", "tag": EVENT })).await.unwrap();
+    let id = bed.produce(2).await;
+    let seen = Seen::new();
+    let s = seen.clone();
+    let consumer = bed
+        .env
+        .consume(EVENT, move |_: Raw, c: Context| {
+            s.push(c.process_id);
+            async {}
+        })
+        .await
+        .unwrap();
+    assert_eq!(seen.wait(1).await, [id]);
+    consumer.close(Duration::from_secs(5)).await;
+    bed.close().await;
+}

@@ -137,7 +137,8 @@ impl Recorder {
         let (sender, receiver) = oneshot::channel();
         {
             let mut queue = self.0.queue.lock();
-            if queue.ended {
+            // A close that is under way answers nobody but those who close.
+            if queue.ended || (queue.closing && !closing) {
                 return Err(Error::new(Code::Closed, "the recorder is closed"));
             }
             queue.closing |= closing;

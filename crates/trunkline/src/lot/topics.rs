@@ -17,7 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::lot::store::StoreLot;
 use crate::lot::{Lot, LotFeed, LotHandle};
 use crate::message::{Headers, MessageId, Millis, header};
-use crate::provider::{GroupSpec, Outgoing, Prefetch, Provider, Signal, Start, SubscribeOptions, Subscription, TopicSpec};
+use crate::provider::{GroupSpec, Outgoing, Prefetch, Provider, Remove, Signal, Start, SubscribeOptions, Subscription, TopicSpec};
 use crate::store::{Address, LotEntry, LotMessage, LotSettle, LotState, Store};
 
 /// The tiers, smallest first: name and nominal wait in ms.
@@ -82,6 +82,17 @@ impl TopicLot {
             self.provider.ensure(tier, std::slice::from_ref(&self.group_spec)).await?;
         }
         self.provider.ensure(&self.dead, &[]).await.map(drop)
+    }
+
+    /// Removes the topics with what lies in them.
+    ///
+    /// # Errors
+    /// As the provider's.
+    pub async fn remove(&self) -> Result<()> {
+        for topic in self.tiers.iter().chain([&self.dead]) {
+            self.provider.remove(Remove::Topic(topic)).await?;
+        }
+        Ok(())
     }
 
     async fn send(&self, topic: &TopicSpec, batch: Vec<Outgoing>) -> Result<()> {

@@ -1,0 +1,109 @@
+//! Removing topics and brokers: from the catalogue, and with `purge` from the broker too.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::catalog::{BrokerView, RouteEntry, TopicDoc};
+use crate::error::{Code, Error, Result};
+use crate::event::Event;
+use crate::lot::topics::TopicLot;
+use crate::policy::LotPlace;
+use crate::provider::{Provider, Remove};
+use crate::store::MemberRole;
+use crate::trunkline::Trunkline;
+
+/// How a topic or broker is removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// Also removes what lies on the broker: messages, groups, and the lot's topics. History and dead letters in the store
+    /// stay.
+    pub purge: bool,
+    /// Even while consumers are live.
+    pub force: bool,
+}
+
+impl Trunkline {
+    /// Removes a topic.
+    ///
+    /// # Errors
+    /// `TOPIC_NOT_FOUND`; `IN_USE` while consumers are live, unless `force`; with `purge` also what the providers answer,
+    /// before anything was removed from the catalogue.
+    pub async fn delete_topic(&self, product: &str, event: &Event, how: Removal) -> Result<Arc<TopicDoc>> {
+        if self.catalog().fetch_topic(product, event.as_str())?.is_none() {
+            return self.catalog().delete_topic(product, event.as_str()).await;
+        }
+        self.remove_first(product, how, |of| of == event).await?;
+        let topic = self.catalog().delete_topic(product, event.as_str()).await?;
+        self.forget_routes(product, |of| of == event).await;
+        Ok(topic)
+    }
+
+    /// Removes a broker with its topics.
+    ///
+    /// # Errors
+    /// `BROKER_NOT_FOUND`; the rest as [`Trunkline::delete_topic`].
+    pub async fn delete_broker(&self, product: &str, tag: &str, how: Removal) -> Result<BrokerView> {
+        if self.catalog().fetch_broker(product, tag)?.is_none() {
+            return self.catalog().delete_broker(product, tag).await;
+        }
+        self.remove_first(product, how, |of| of.broker() == tag).await?;
+        let broker = self.catalog().delete_broker(product, tag).await?;
+        self.forget_routes(product, |of| of.broker() == tag).await;
+        Ok(broker)
+    }
+
+    /// Refuses what is in use, and purges what is asked for.
+    async fn remove_first(&self, product: &str, how: Removal, concerns: impl Fn(&Event) -> bool) -> Result<()> {
+        if !how.force {
+            let members = self.members(Some(MemberRole::Consumer)).await?;
+            let live = members.iter().filter(|member| &*member.address.product == product && concerns(&member.address.event)).count();
+            if live > 0 {
+                return Err(Error::new(Code::InUse, format!("{live} live consumers use it"))
+                    .next("stop them first (`trunkline groups list EVENT` shows them), or pass --force"));
+            }
+        }
+        if how.purge {
+            // Every connection is opened first, so that a provider that cannot be reached leaves everything as it was.
+            let mut opened = Vec::new();
+            for entry in self.entries(product, concerns)? {
+                let provider = self.0.provider(entry.kind, &entry.config).await?;
+                opened.push((provider, entry));
+            }
+            for (provider, entry) in opened {
+                self.purge(&provider, &entry).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The routes of all topics concerned, in every env.
+    fn entries(&self, product: &str, concerns: impl Fn(&Event) -> bool) -> Result<Vec<Arc<RouteEntry>>> {
+        let mut entries = Vec::new();
+        for broker in self.catalog().list_brokers(product)? {
+            for topic in broker.topics.iter().filter(|topic| concerns(&topic.tag)) {
+                for env in &broker.envs {
+                    entries.push(self.catalog().route(product, &env.slug, &topic.tag)?);
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    async fn purge(&self, provider: &Arc<dyn Provider>, entry: &RouteEntry) -> Result<()> {
+        let topic = entry.topic_spec();
+        if self.0.lot_place(entry.kind) == LotPlace::Topics {
+            let lot = |group| TopicLot::of_group(provider.clone(), &topic, entry.address.clone(), group, self.0.store.clone());
+            for group in &entry.groups {
+                lot(group.name.clone()).remove().await?;
+            }
+            TopicLot::of_delays(provider.clone(), &topic, entry.address.clone(), self.0.store.clone()).remove().await?;
+        }
+        provider.remove(Remove::Topic(&topic)).await
+    }
+
+    async fn forget_routes(&self, product: &str, concerns: impl Fn(&Event) -> bool) {
+        for route in self.0.take_routes(|address| &*address.product == product && concerns(&address.event)) {
+            route.sender.close(Instant::now() + Duration::from_secs(1)).await;
+        }
+    }
+}
