@@ -52,22 +52,8 @@ pub(crate) fn allocations() -> u64 {
     ALLOCATIONS.load(Ordering::Relaxed)
 }
 
-/// User and system time of this process so far, in microseconds.
+/// User and system time of this process so far, threads that have ended included, in microseconds.
 pub(crate) fn cpu_us() -> f64 {
-    let ticks = |text: &str| -> Option<f64> {
-        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-        Some(fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?)
-    };
-    // Nanoseconds from schedstat where the kernel has them, else clock ticks of 10 ms.
-    let mut nanos = 0u64;
-    if let Ok(tasks) = std::fs::read_dir("/proc/self/task") {
-        for task in tasks.flatten() {
-            let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            nanos += text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-        }
-    }
-    if nanos > 0 {
-        return nanos as f64 / 1_000.0;
-    }
-    std::fs::read_to_string("/proc/self/stat").ok().and_then(|text| ticks(&text)).unwrap_or(0.0) * 10_000.0
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
 }
