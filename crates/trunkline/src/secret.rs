@@ -8,11 +8,9 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-mod mask;
 mod resolve;
 mod seal;
 
-pub use mask::{SENSITIVE, mask};
 pub use resolve::resolve;
 pub use seal::{MASTER_KEY_ENV, MasterKey, SEALED_PREFIX, Sealer};
 
