@@ -147,7 +147,7 @@ pub(crate) fn some(topic: &TopicSpec, n: usize) -> Vec<Outgoing> {
 
 /// Sends; all must be confirmed.
 pub(crate) async fn send(provider: &dyn Provider, topic: &TopicSpec, batch: Vec<Outgoing>) -> Verdict<Vec<Sent>> {
-    let results = provider.send(topic, batch.clone()).await;
+    let results = provider.send(topic, Arc::new(batch.clone())).await;
     check!(results.len() == batch.len(), "{} messages sent, {} results", batch.len(), results.len());
     let mut sent = Vec::with_capacity(batch.len());
     for (message, result) in batch.into_iter().zip(results) {

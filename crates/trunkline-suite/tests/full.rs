@@ -18,7 +18,7 @@ fn topic() -> TopicSpec {
 async fn send(provider: &dyn Provider, len: usize) -> Result<(MessageId, Position), SendError> {
     let id = MessageId::now();
     let message = Outgoing { id, shard: Some(0), key: None, headers: Headers::new(), payload: vec![b'x'; len].into() };
-    let result = provider.send(&topic(), vec![message]).await.pop().expect("an answer");
+    let result = provider.send(&topic(), Arc::new(vec![message])).await.pop().expect("an answer");
     result.map(|position| (id, position))
 }
 

@@ -37,13 +37,19 @@ impl MessageId {
     /// A new id of this moment.
     #[must_use]
     pub fn now() -> Self {
+        Self::now_at().0
+    }
+
+    /// A new id of this moment, and the moment.
+    pub(crate) fn now_at() -> (Self, Millis) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut random: [u8; 10] = rand::random();
         // RFC 9562, method 3: the 12 bits behind the milliseconds are the fraction of the millisecond, so that ids made
         // one after the other sort nearly always that way, without a lock that all threads would share.
         let fraction = (u64::from(now.subsec_nanos() % 1_000_000) * 4_096 / 1_000_000) as u16;
         random[..2].copy_from_slice(&fraction.to_be_bytes());
-        MessageId(uuid::Builder::from_unix_timestamp_millis(u64::try_from(now.as_millis()).unwrap_or(0), &random).into_uuid())
+        let at = millis(now);
+        (MessageId(uuid::Builder::from_unix_timestamp_millis(at, &random).into_uuid()), at)
     }
 
     /// The id that always comes out of the same time and parts: of a schedule's firing, or of a foreign message's position.

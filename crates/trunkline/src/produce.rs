@@ -1,6 +1,8 @@
 //! The produce path: admit → build → claim the idempotency key → send (the only retry loop) → complete → record.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,9 +10,10 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Code, Error, Result};
+use crate::history::Mark;
 use crate::lot::Lot as _;
-use crate::message::{Headers, MessageId, Millis, header, millis, now_ms};
-use crate::produce::sender::Mark;
+use crate::message::{Headers, MessageId, Millis, header, millis};
+use crate::produce::sender::{Answer, Times, answered};
 use crate::provider::Outgoing;
 use crate::route::Route;
 use crate::store::{Claimed, IdempotencyClaim, LotEntry, LotMessage, LotState, Scope, Store};
@@ -74,15 +77,48 @@ impl Receipt {
     }
 }
 
+/// What most messages are: a payload, perhaps a key.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    pub(crate) payload: Bytes,
+    pub(crate) key: Option<Bytes>,
+}
+
+/// A message that is queued.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    id: MessageId,
+    answer: Answer,
+}
+
+impl Queued {
+    /// What it came to.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Receipt>> {
+        Pin::new(&mut self.answer).poll(context).map(|answer| answered(answer).map(|_| Receipt::of(self.id)))
+    }
+}
+
+/// Queues a message without options, if there is room: the path without a future of its own.
+pub(crate) fn try_plain(route: &Route, plain: Plain) -> Result<Result<Queued, Plain>> {
+    let since = Instant::now();
+    let Plain { payload, key } = plain;
+    check_size(route, &payload, key.as_ref(), 0)?;
+    let (id, produced_at) = MessageId::now_at();
+    let outgoing = Outgoing { id, shard: route.shard_of(key.as_ref()), key, headers: Headers::new(), payload };
+    let offered = route.sender.offer(outgoing, Times { produced_at, since, deadline: since + TIMEOUT }, None)?;
+    Ok(offered.map(|answer| Queued { id, answer }).map_err(|(outgoing, _)| Plain { payload: outgoing.payload, key: outgoing.key }))
+}
+
 /// Produces one message on a route.
 pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: ProduceOptions) -> Result<Receipt> {
     let since = Instant::now();
-    let now = now_ms();
+    let (new, now) = MessageId::now_at();
     let timeout = options.timeout.unwrap_or(TIMEOUT);
+    let times = Times { produced_at: now, since, deadline: since + timeout };
     admit(route, &payload, &options, now)?;
     let ProduceOptions { key, mut headers, idempotency_key, window, replay_of, expires_at, .. } = options;
     let due = options.deliver_at.or_else(|| options.delay.map(|delay| now + millis(delay))).filter(|due| *due > now);
-    let id = options.id.unwrap_or_else(MessageId::now);
+    let id = options.id.unwrap_or(new);
     if let Some(expires_at) = expires_at {
         headers.set(header::EXPIRES_AT, expires_at.to_string());
     }
@@ -94,7 +130,7 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
         let outgoing = Outgoing { id, shard: route.shard_of(key.as_ref()), key, headers, payload };
         return match due {
             Some(due) => wait(route, outgoing, due, now).await,
-            None => route.sender.send(outgoing, now, since, since + timeout, mark).await.map(|_| Receipt::of(id)),
+            None => route.sender.send(outgoing, times, mark).await.map(|_| Receipt::of(id)),
         };
     };
     let store = &route.store;
@@ -108,7 +144,7 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
         window: window.unwrap_or(WINDOW),
     };
     let scope = Some(store.scope());
-    let id = match claim_key(store.as_ref(), claim, since + timeout).await? {
+    let id = match claim_key(store.as_ref(), claim, times.deadline).await? {
         Claimed::Ours(id) => id,
         Claimed::Sent { id, .. } => return Ok(Receipt { success: true, process_id: id, duplicate: Some(true), scope }),
         Claimed::InProgress { until } => {
@@ -128,7 +164,7 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
         Some(due) => wait(route, outgoing, due, now).await.map(drop),
         None => {
             let mark = Box::new(Mark { idempotency_key: Some(idempotency_key.into()), replay_of, ..Mark::default() });
-            route.sender.send(outgoing, now, since, since + timeout, Some(mark)).await.map(drop)
+            route.sender.send(outgoing, times, Some(mark)).await.map(drop)
         }
     };
     match sent {
@@ -163,9 +199,9 @@ async fn claim_key(store: &dyn Store, claim: IdempotencyClaim, deadline: Instant
     }
 }
 
-/// Checks a message against what the topic and the provider take.
-fn admit(route: &Route, payload: &Bytes, options: &ProduceOptions, now: Millis) -> Result<()> {
-    let size = payload.len() + options.key.as_ref().map_or(0, Bytes::len) + options.headers.size();
+/// Checks the size against what the provider takes.
+fn check_size(route: &Route, payload: &Bytes, key: Option<&Bytes>, headers: usize) -> Result<()> {
+    let size = payload.len() + key.map_or(0, Bytes::len) + headers;
     let most = route.capabilities.max_message_bytes;
     if size > most {
         return Err(Error::new(Code::PayloadTooLarge, format!("the message has {size} bytes; {} takes {most}", route.filed.provider))
@@ -174,9 +210,15 @@ fn admit(route: &Route, payload: &Bytes, options: &ProduceOptions, now: Millis) 
             .detail("limit", most)
             .next("send a reference to the data instead, or raise the limit of the broker"));
     }
-    if options.key.as_ref().is_some_and(|key| key.len() > KEY_MOST) {
+    if key.is_some_and(|key| key.len() > KEY_MOST) {
         return Err(Error::input("key", format!("`key` has more than {KEY_MOST} bytes")));
     }
+    Ok(())
+}
+
+/// Checks a message against what the topic and the provider take.
+fn admit(route: &Route, payload: &Bytes, options: &ProduceOptions, now: Millis) -> Result<()> {
+    check_size(route, payload, options.key.as_ref(), options.headers.size())?;
     if !options.trusted
         && let Some((name, _)) = options.headers.iter().find(|(name, _)| name.starts_with(header::PREFIX) || name.is_empty())
     {

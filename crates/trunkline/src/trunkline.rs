@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::IntoFuture;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,7 +18,7 @@ use crate::error::{Code, Error, Result};
 use crate::history::History;
 use crate::inner::{Inner, Parts, Wrap};
 use crate::message::{Headers, Millis};
-use crate::produce::{ProduceOptions, Receipt, produce};
+use crate::produce::{Plain, ProduceOptions, Queued, Receipt, produce, try_plain};
 use crate::provider::Provider;
 use crate::route::Route;
 use crate::secret::Sealer;
@@ -231,19 +233,22 @@ impl Env {
         &self.0.slug
     }
 
+    /// The route of an event among those this handle knows, if it is open and nothing changed since.
+    fn known<'k>(&self, routes: &'k Known, event: &str) -> Result<Option<&'k Arc<Route>>> {
+        let inner = &self.0.inner;
+        match routes.1.get(event).filter(|_| routes.0 == inner.routes_version()) {
+            Some(route) => inner.check_open().map(|()| Some(route)),
+            None => Ok(None),
+        }
+    }
+
     /// The open route of an event.
     pub(crate) async fn route(&self, event: &str) -> Result<Arc<Route>> {
         let Env(this) = self;
-        let version = this.inner.routes_version();
-        {
-            let known = this.routes.load();
-            if known.0 == version
-                && let Some(route) = known.1.get(event)
-            {
-                this.inner.check_open()?;
-                return Ok(route.clone());
-            }
+        if let Some(route) = self.known(&this.routes.load(), event)? {
+            return Ok(route.clone());
         }
+        let version = this.inner.routes_version();
         let route = this.inner.route(&this.product, &this.slug, event).await?;
         this.routes.rcu(|known| {
             let mut routes = if known.0 == version { known.1.clone() } else { HashMap::new() };
@@ -265,12 +270,12 @@ impl Env {
         let payload = serde_json::to_vec(payload)
             .map(Bytes::from)
             .map_err(|error| Error::new(Code::PayloadInvalid, format!("the payload cannot be written as JSON: {error}")).field("message"));
-        Produce { env: self, event, payload, options: ProduceOptions::default() }
+        Produce { env: self, event, payload, key: None, options: None }
     }
 
     /// Produces bytes as they are.
     pub fn produce_raw<'a>(&'a self, event: &'a str, payload: impl Into<Bytes>) -> Produce<'a> {
-        Produce { env: self, event, payload: Ok(payload.into()), options: ProduceOptions::default() }
+        Produce { env: self, event, payload: Ok(payload.into()), key: None, options: None }
     }
 
     /// Produces many messages of one event at once; a result for each, in order.
@@ -287,79 +292,151 @@ pub struct Produce<'a> {
     env: &'a Env,
     event: &'a str,
     payload: Result<Bytes>,
-    options: ProduceOptions,
+    key: Option<Bytes>,
+    /// All but the key, where there are any: most messages have none.
+    options: Option<Box<ProduceOptions>>,
 }
 
 impl<'a> Produce<'a> {
+    fn rest(&mut self) -> &mut ProduceOptions {
+        self.options.get_or_insert_default()
+    }
+
     /// Sets all options at once.
-    pub fn options(mut self, options: ProduceOptions) -> Self {
-        self.options = options;
+    pub fn options(mut self, mut options: ProduceOptions) -> Self {
+        self.key = options.key.take();
+        self.options = Some(Box::new(options));
         self
     }
 
     /// The key: messages of one key keep their order on ordered topics.
     pub fn key(mut self, key: impl Into<String>) -> Self {
-        self.options.key = Some(Bytes::from(key.into()));
+        self.key = Some(Bytes::from(key.into()));
         self
     }
 
     /// Adds a header.
     pub fn header(mut self, name: &str, value: impl Into<Bytes>) -> Self {
-        self.options.headers.push(name, value);
+        self.rest().headers.push(name, value);
         self
     }
 
     /// Replaces all headers.
     pub fn headers(mut self, headers: Headers) -> Self {
-        self.options.headers = headers;
+        self.rest().headers = headers;
         self
     }
 
     /// Published once within the window (24 h), however often it is tried.
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
-        self.options.idempotency_key = Some(key.into());
+        self.rest().idempotency_key = Some(key.into());
         self
     }
 
     /// How long the idempotency key is remembered.
     pub fn window(mut self, window: Duration) -> Self {
-        self.options.window = Some(window);
+        self.rest().window = Some(window);
         self
     }
 
     /// Not to be handed out before this long.
     pub fn delay(mut self, delay: Duration) -> Self {
-        self.options.delay = Some(delay);
+        self.rest().delay = Some(delay);
         self
     }
 
     /// Not to be handed out before this time (ms since 1970).
     pub fn deliver_at(mut self, at: Millis) -> Self {
-        self.options.deliver_at = Some(at);
+        self.rest().deliver_at = Some(at);
         self
     }
 
     /// Not to be handled after this time (ms since 1970).
     pub fn expires_at(mut self, at: Millis) -> Self {
-        self.options.expires_at = Some(at);
+        self.rest().expires_at = Some(at);
         self
     }
 
     /// Confirmed within this, or failed (default 30 s).
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = Some(timeout);
+        self.rest().timeout = Some(timeout);
         self
     }
 }
 
 impl<'a> IntoFuture for Produce<'a> {
     type Output = Result<Receipt>;
-    type IntoFuture = BoxFuture<'a, Result<Receipt>>;
+    type IntoFuture = Producing<'a>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move {
-            let route = self.env.route(self.event).await?;
-            produce(&route, self.payload?, self.options).await
+        Producing(Progress::Asked(self))
+    }
+}
+
+/// A produce under way: resolves with the confirm. Dropping it after its first poll does not take the message back.
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Producing<'a>(Progress<'a>);
+
+enum Progress<'a> {
+    Asked(Produce<'a>),
+    /// A plain message on an open route, queued: nothing but the answer is waited for.
+    Queued(Queued),
+    /// All else.
+    Longer(BoxFuture<'a, Result<Receipt>>),
+    Over,
+}
+
+impl fmt::Debug for Progress<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Progress::Asked(_) => "Asked",
+            Progress::Queued(_) => "Queued",
+            Progress::Longer(_) => "Longer",
+            Progress::Over => "Over",
         })
+    }
+}
+
+impl<'a> Produce<'a> {
+    fn start(self) -> Result<Progress<'a>> {
+        let Produce { env, event, mut payload, mut key, options } = self;
+        if options.is_none()
+            && payload.is_ok()
+            && let routes = env.0.routes.load()
+            && let Some(route) = env.known(&routes, event)?
+        {
+            match try_plain(route, Plain { payload: payload?, key })? {
+                Ok(queued) => return Ok(Progress::Queued(queued)),
+                Err(back) => (payload, key) = (Ok(back.payload), back.key),
+            }
+        }
+        let options = ProduceOptions { key, ..options.map(|options| *options).unwrap_or_default() };
+        Ok(Progress::Longer(Box::pin(async move {
+            let route = env.route(event).await?;
+            produce(&route, payload?, options).await
+        })))
+    }
+}
+
+impl Future for Producing<'_> {
+    type Output = Result<Receipt>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let progress = &mut self.get_mut().0;
+        if let Progress::Asked(_) = progress
+            && let Progress::Asked(asked) = std::mem::replace(progress, Progress::Over)
+        {
+            *progress = asked.start()?;
+        }
+        let result = match progress {
+            Progress::Queued(queued) => queued.poll(context),
+            Progress::Longer(future) => future.as_mut().poll(context),
+            Progress::Asked(_) | Progress::Over => panic!("a produce was polled after it was over"),
+        };
+        if result.is_ready() {
+            *progress = Progress::Over;
+        }
+        result
     }
 }

@@ -3,6 +3,7 @@
 //! `suite-worker produce|consume DIR LEDGER HOLD_MS`; the kill tests start it, stop it and read what it wrote down.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline::delivery::{Settle, Settled};
@@ -37,7 +38,7 @@ async fn produce(provider: &dyn Provider, mut ledger: Ledger) {
             })
             .collect();
         let ids: Vec<_> = batch.iter().map(|message| message.id).collect();
-        let results = provider.send(&topic, batch).await;
+        let results = provider.send(&topic, Arc::new(batch)).await;
         let confirmed: Vec<_> =
             ids.iter().zip(&results).filter(|(_, result)| result.is_ok()).map(|(id, _)| Entry::Confirmed(*id)).collect();
         ledger.write(&confirmed).expect("the ledger");

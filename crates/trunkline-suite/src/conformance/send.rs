@@ -60,7 +60,7 @@ pub(super) async fn too_large_is_refused_alone(bed: Bed) -> Verdict {
     let large = message(vec![b'x'; capabilities.max_message_bytes + 1]);
     let batch = vec![message("first"), large, message("last"), message("very last")];
     let wanted: Vec<_> = [0, 2, 3].iter().map(|at| batch[*at].id).collect();
-    let results = bed.provider.send(&topic, batch).await;
+    let results = bed.provider.send(&topic, Arc::new(batch)).await;
     check!(results.len() == 4, "4 messages sent, {} results", results.len());
     for at in [0, 2, 3] {
         check!(results[at].is_ok(), "message {at} was not confirmed beside one that is too large: {:?}", results[at]);
@@ -94,7 +94,7 @@ pub(super) async fn just_fits(bed: Bed) -> Verdict {
 
 pub(super) async fn nothing_to_send(bed: Bed) -> Verdict {
     let (topic, _) = bed.topic(1).await?;
-    let results = bed.provider.send(&topic, Vec::new()).await;
+    let results = bed.provider.send(&topic, Arc::new(Vec::new())).await;
     check!(results.is_empty(), "no message sent, {} results", results.len());
     Ok(())
 }
@@ -156,7 +156,7 @@ pub(super) async fn eight_plain_senders_at_once(bed: Bed) -> Verdict {
 pub(super) async fn to_a_missing_topic_is_not_confirmed(bed: Bed) -> Verdict {
     let missing = bed.topic_spec(1);
     let batch: Vec<Outgoing> = some(&missing, 2);
-    for result in Arc::clone(&bed.provider).send(&missing, batch).await {
+    for result in Arc::clone(&bed.provider).send(&missing, Arc::new(batch)).await {
         check!(result.is_err(), "a message to a topic that does not exist was confirmed at {result:?}");
     }
     Ok(())

@@ -157,7 +157,7 @@ pub(super) async fn close_ends_the_connection(bed: Bed) -> Verdict {
     let Ok(Ok(error)) = ended else { return Err(Failure::new("a waiting `next` did not end with its connection")) };
     check!(error.code() == Code::Closed, "a waiting `next` ended with its connection as {error:?}");
 
-    let result = provider.send(&topic, vec![message("late")]).await.pop();
+    let result = provider.send(&topic, Arc::new(vec![message("late")])).await.pop();
     match result {
         Some(Err(error)) => {
             check!(error.error.code() == Code::Closed, "a send after close failed with {:?}", error.error);

@@ -113,21 +113,22 @@ impl Provider for LyingConnection {
         if self.lies(Lie::RemovesNothing) { Ok(()) } else { self.inner.remove(what).await }
     }
 
-    async fn send(&self, topic: &TopicSpec, mut batch: Vec<Outgoing>) -> Vec<Result<Position, SendError>> {
+    async fn send(&self, topic: &TopicSpec, batch: Arc<Vec<Outgoing>>) -> Vec<Result<Position, SendError>> {
+        let mut batch = Arc::unwrap_or_clone(batch);
         let shards: Vec<_> = batch.iter().map(|message| message.shard).collect();
         self.corrupt(topic, &mut batch);
         if self.lies(Lie::ReordersBatches) {
             batch.reverse();
         }
         if self.lies(Lie::SendsTwice) {
-            self.inner.send(topic, batch.clone()).await;
+            self.inner.send(topic, Arc::new(batch.clone())).await;
         }
         let mut dropped = Vec::new();
         if self.lies(Lie::ConfirmsAndDrops) {
             dropped = batch.iter().enumerate().filter(|(at, _)| at % 3 == 2).map(|(at, _)| at).collect();
             batch = batch.into_iter().enumerate().filter(|(at, _)| at % 3 != 2).map(|(_, message)| message).collect();
         }
-        let mut results = self.inner.send(topic, batch).await;
+        let mut results = self.inner.send(topic, Arc::new(batch)).await;
         for at in dropped {
             let before = results[at - 1].as_ref().map_or(Position::default(), |position| *position);
             results.insert(at, Ok(Position { offset: before.offset + 1, ..before }));

@@ -204,9 +204,9 @@ impl Provider for Connection {
         removed.or_else(|error| if error.code() == Code::TopicNotFound { Ok(()) } else { Err(error) })
     }
 
-    async fn send(&self, spec: &TopicSpec, batch: Vec<Outgoing>) -> Vec<Result<Position, SendError>> {
+    async fn send(&self, spec: &TopicSpec, batch: Arc<Vec<Outgoing>>) -> Vec<Result<Position, SendError>> {
         let mut results = Vec::with_capacity(batch.len());
-        for message in batch {
+        for message in Arc::unwrap_or_clone(batch) {
             if message.size() > MAX_MESSAGE_BYTES {
                 let error = Error::new(Code::PayloadTooLarge, format!("{} bytes, of at most {MAX_MESSAGE_BYTES}", message.size()));
                 results.push(Err(not_confirmed(error)));

@@ -117,7 +117,7 @@ impl Actor {
             .collect();
         let ids: Vec<_> = batch.iter().map(|message| message.id).collect();
         self.tape().push(Op::Sending(ids.clone()));
-        for (id, result) in ids.into_iter().zip(self.provider.send(&topic(), batch).await) {
+        for (id, result) in ids.into_iter().zip(self.provider.send(&topic(), Arc::new(batch)).await) {
             match result {
                 Ok(position) => {
                     self.tape().push(Op::Confirmed(id, position));
@@ -199,7 +199,7 @@ pub async fn record_many(rounds: u32) -> Verdict<RecordingDisk> {
                 let batch: Vec<_> = (0..3).map(|n| message(sender, round * 3 + n, 100)).collect();
                 let ids: Vec<_> = batch.iter().map(|message| message.id).collect();
                 tape.push(Op::Sending(ids.clone()));
-                for (id, result) in ids.into_iter().zip(provider.send(&topic(), batch).await) {
+                for (id, result) in ids.into_iter().zip(provider.send(&topic(), Arc::new(batch)).await) {
                     if let Ok(position) = result {
                         tape.push(Op::Confirmed(id, position));
                     }
@@ -322,7 +322,7 @@ async fn second_life(world: &World, promised: &Promised) -> Verdict<(World, Prom
         let message = message(u8::MAX - 1, number, 0);
         let id = message.id;
         tape.push(Op::Sending(vec![id]));
-        match provider.send(&topic(), vec![message]).await.pop() {
+        match provider.send(&topic(), Arc::new(vec![message])).await.pop() {
             Some(Ok(position)) => tape.push(Op::Confirmed(id, position)),
             other => check!(false, "a send after the death was answered {other:?}"),
         }
@@ -366,7 +366,7 @@ async fn check_crash(world: &World, crash: Crash, promised: &Promised) -> Verdic
     let ids: Vec<_> = new.iter().map(|message| message.id).collect();
     let mut after = Promised { sent: promised.sent.clone(), ..Promised::default() };
     after.sent.extend(&ids);
-    let results = provider.send(&topic(), new).await;
+    let results = provider.send(&topic(), Arc::new(new)).await;
     let now = read(&provider, &after).await?;
     check!(before.iter().all(|(position, id)| now.get(position) == Some(id)), "a send after the crash changed what was there");
     for (id, result) in ids.iter().zip(results) {

@@ -49,7 +49,7 @@ impl Provider for Faulty {
     async fn remove(&self, what: Remove<'_>) -> Result<()> {
         self.0.remove(what).await
     }
-    async fn send(&self, topic: &TopicSpec, batch: Vec<Outgoing>) -> Vec<Result<Position, SendError>> {
+    async fn send(&self, topic: &TopicSpec, batch: Arc<Vec<Outgoing>>) -> Vec<Result<Position, SendError>> {
         let failed = |ambiguous| {
             let error = Error::new(Code::ConnectionFailed, "the connection broke");
             Err(SendError { error, retryable: true, ambiguous })

@@ -165,7 +165,7 @@ impl Table {
         Row {
             id: self.id(at),
             kind,
-            place: Place { product, env, event, provider },
+            place: Place { product, env, event, provider, filed: 0 },
             who: if kind == Kind::Replayed { "" } else { self.text(cell.who) },
             group: if kind.is_step() { self.text(cell.group) } else { "" },
             key: varied.filter(|_| has(flag::KEY)).map(|varied| varied.get(0, cell.key)),

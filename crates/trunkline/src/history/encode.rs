@@ -123,6 +123,8 @@ pub(super) struct Encoder {
     varied: [Vec<u8>; 4],
     dictionary: Dictionary,
     places: Vec<[u32; 4]>,
+    /// The address and the number of the place of the last record: they come in long runs of one topic.
+    last_place: (usize, u32),
     terms: Vec<u64>,
     ids: Vec<u128>,
     kinds: u16,
@@ -149,6 +151,7 @@ impl Encoder {
             varied: Default::default(),
             dictionary: Dictionary::default(),
             places: Vec::new(),
+            last_place: (0, 0),
             terms: Vec::new(),
             ids: Vec::new(),
             kinds: 0,
@@ -175,6 +178,7 @@ impl Encoder {
         self.varied.iter_mut().for_each(Vec::clear);
         self.dictionary.clear();
         self.places.clear();
+        self.last_place = (0, 0);
         self.terms.clear();
         self.ids.clear();
         (self.kinds, self.messages) = (0, 0);
@@ -248,6 +252,16 @@ impl Encoder {
     }
 
     fn place(&mut self, row: &Row<'_>) -> u32 {
+        let address = row.place.filed;
+        if address != 0 && address == self.last_place.0 {
+            return self.last_place.1;
+        }
+        let at = self.find_place(row);
+        self.last_place = (address, at);
+        at
+    }
+
+    fn find_place(&mut self, row: &Row<'_>) -> u32 {
         let place = row.place;
         let names =
             [place.product, place.env, place.event, place.provider].map(|name| self.dictionary.intern(Term::Plain, name, &mut self.terms));

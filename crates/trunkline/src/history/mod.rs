@@ -8,7 +8,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::delivery::Position;
-use crate::message::{Headers, MessageId, Millis};
+use crate::message::{MessageId, Millis};
+use crate::provider::Outgoing;
 use crate::store::Address;
 
 #[cfg(feature = "sqlite")]
@@ -132,17 +133,20 @@ pub struct Failure {
     pub message: String,
 }
 
-/// A produce: confirmed, or given up.
+/// What the record says beside the message, where it says anything.
+#[derive(Debug, Clone, Default)]
+pub struct Mark {
+    /// The session.
+    pub session: Option<Arc<SessionMark>>,
+    /// The idempotency key.
+    pub idempotency_key: Option<Arc<str>>,
+    /// The message it replays.
+    pub replay_of: Option<MessageId>,
+}
+
+/// What became of a produce: confirmed, or given up.
 #[derive(Debug, Clone)]
 pub struct Produced {
-    /// The message id.
-    pub id: MessageId,
-    /// The key.
-    pub key: Option<Bytes>,
-    /// The user's headers.
-    pub headers: Headers,
-    /// The payload (the recorder drops it where the class says so).
-    pub payload: Bytes,
     /// When `produce` was called.
     pub produced_at: Millis,
     /// From the call to the confirm, in microseconds.
@@ -151,12 +155,8 @@ pub struct Produced {
     pub position: Option<Position>,
     /// Why it failed.
     pub failure: Option<Box<Failure>>,
-    /// The session.
-    pub session: Option<Arc<SessionMark>>,
-    /// The idempotency key.
-    pub idempotency_key: Option<Arc<str>>,
-    /// The message it replays.
-    pub replay_of: Option<MessageId>,
+    /// What is rarely there.
+    pub mark: Option<Box<Mark>>,
 }
 
 /// What a finished run or a verdict did to one delivery of a group.
@@ -211,7 +211,9 @@ pub enum Batch {
         filed: Arc<Filed>,
         /// The producer's id in the registry.
         producer: Arc<str>,
-        /// Its messages.
+        /// Its messages, as they were sent (the recorder drops payloads where the class says so).
+        messages: Vec<Outgoing>,
+        /// What became of each.
         items: Vec<Produced>,
     },
     /// Attempts of one member of a group.

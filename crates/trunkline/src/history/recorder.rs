@@ -85,7 +85,7 @@ impl Recorder {
             return;
         }
         let bytes = match &batch {
-            Batch::Produced { items, .. } => items.iter().map(|item| item.payload.len()).sum(),
+            Batch::Produced { messages, .. } => messages.iter().map(|message| message.payload.len()).sum(),
             _ => 0,
         };
         let mut queued = Queued { batch, sizes: None };
@@ -173,9 +173,9 @@ impl Shared {
 
 /// Drops the payloads and remembers how large they were.
 fn let_go(queued: &mut Queued) {
-    if let Batch::Produced { items, .. } = &mut queued.batch {
+    if let Batch::Produced { messages, .. } = &mut queued.batch {
         let size = |payload: Bytes| u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        queued.sizes = Some(items.iter_mut().map(|item| size(std::mem::take(&mut item.payload))).collect());
+        queued.sizes = Some(messages.iter_mut().map(|message| size(std::mem::take(&mut message.payload))).collect());
     }
 }
 

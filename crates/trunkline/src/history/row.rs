@@ -2,6 +2,7 @@
 
 use crate::delivery::Position;
 use crate::message::{Headers, MessageId, Millis};
+use crate::provider::Outgoing;
 
 use super::wire::cut;
 use super::{Attempt, Batch, Class, Filed, Step};
@@ -69,12 +70,20 @@ pub(super) struct Place<'a> {
     pub(super) env: &'a str,
     pub(super) event: &'a str,
     pub(super) provider: &'a str,
+    /// Where its [`Filed`] lies in memory, so that it is known again without comparing texts; 0 if it was read from a block.
+    pub(super) filed: usize,
 }
 
 impl<'a> From<&'a Filed> for Place<'a> {
     fn from(filed: &'a Filed) -> Self {
         let address = &filed.address;
-        Place { product: &address.product, env: &address.env, event: address.event.as_str(), provider: filed.provider }
+        Place {
+            product: &address.product,
+            env: &address.env,
+            event: address.event.as_str(),
+            provider: filed.provider,
+            filed: std::ptr::from_ref(filed) as usize,
+        }
     }
 }
 
@@ -231,7 +240,7 @@ impl Queued {
     #[inline]
     pub(super) fn id(&self, item: usize) -> MessageId {
         match &self.batch {
-            Batch::Produced { items, .. } => items[item].id,
+            Batch::Produced { messages, .. } => messages[item].id,
             Batch::Attempts { items, .. } => items[item].id,
             Batch::Replayed { id, .. } => *id,
         }
@@ -241,9 +250,9 @@ impl Queued {
     #[inline]
     pub(super) fn tally(&self, at: usize) -> Tally {
         match &self.batch {
-            Batch::Produced { items, .. } => {
+            Batch::Produced { messages, items, .. } => {
                 let item = &items[at];
-                let size = self.sizes.as_ref().map_or(item.payload.len() as u64, |sizes| u64::from(sizes[at]));
+                let size = self.sizes.as_ref().map_or(messages[at].payload.len() as u64, |sizes| u64::from(sizes[at]));
                 let (kind, first_us) = (kind_of(item), u64::from(item.confirm_us));
                 Tally { kind, at: item.produced_at, first_us, run_us: 0, attempts: 0, size, failed: item.failure.is_some() }
             }
@@ -261,8 +270,8 @@ impl Queued {
     #[inline]
     pub(super) fn row(&self, item: usize) -> Row<'_> {
         match &self.batch {
-            Batch::Produced { filed, producer, items } => {
-                produced(filed, producer, &items[item], self.sizes.as_ref().map(|sizes| sizes[item]))
+            Batch::Produced { filed, producer, messages, items } => {
+                produced(filed, producer, &messages[item], &items[item], self.sizes.as_ref().map(|sizes| sizes[item]))
             }
             Batch::Attempts { filed, group, consumer, items } => attempt(filed, group, consumer, &items[item]),
             Batch::Replayed { filed, id, by, at } => Row { other: Some(*by), ..Row::bare(*id, Kind::Replayed, Place::from(&**filed), *at) },
@@ -284,21 +293,22 @@ fn kind_of(item: &Produced) -> Kind {
 }
 
 #[inline]
-fn produced<'a>(filed: &'a Filed, producer: &'a str, item: &'a Produced, let_go: Option<u32>) -> Row<'a> {
+fn produced<'a>(filed: &'a Filed, producer: &'a str, message: &'a Outgoing, item: &'a Produced, let_go: Option<u32>) -> Row<'a> {
+    let mark = item.mark.as_deref();
     Row {
         who: producer,
-        key: item.key.as_deref(),
-        headers: HeadersOf::Live(&item.headers),
-        payload: (filed.class.capture == Capture::Full && let_go.is_none()).then_some(&*item.payload),
-        size: let_go.map_or(item.payload.len() as u64, u64::from),
+        key: message.key.as_deref(),
+        headers: HeadersOf::Live(&message.headers),
+        payload: (filed.class.capture == Capture::Full && let_go.is_none()).then_some(&*message.payload),
+        size: let_go.map_or(message.payload.len() as u64, u64::from),
         first_us: u64::from(item.confirm_us),
         position: item.position,
-        session: item.session.as_deref().map(|mark| [&*mark.tag, &*mark.id, &*mark.identifier]),
-        idempotency_key: item.idempotency_key.as_deref(),
-        other: item.replay_of,
+        session: mark.and_then(|mark| mark.session.as_deref()).map(|mark| [&*mark.tag, &*mark.id, &*mark.identifier]),
+        idempotency_key: mark.and_then(|mark| mark.idempotency_key.as_deref()),
+        other: mark.and_then(|mark| mark.replay_of),
         code: item.failure.as_ref().map_or("", |failure| failure.code),
         text: item.failure.as_ref().map(|failure| cut(&failure.message, TEXT_MAX)),
-        ..Row::bare(item.id, kind_of(item), Place::from(filed), item.produced_at)
+        ..Row::bare(message.id, kind_of(item), Place::from(filed), item.produced_at)
     }
 }
 

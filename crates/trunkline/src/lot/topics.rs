@@ -96,7 +96,7 @@ impl TopicLot {
     }
 
     async fn send(&self, topic: &TopicSpec, batch: Vec<Outgoing>) -> Result<()> {
-        for result in self.provider.send(topic, batch).await {
+        for result in self.provider.send(topic, Arc::new(batch)).await {
             result.map_err(|failed| failed.error)?;
         }
         Ok(())

@@ -1,11 +1,13 @@
 //! The sender of a route: gathers what is produced at the same time into batches, and is the only place that sends again.
 //!
-//! One batch is under way at a time, so order is kept and a broker that commits in groups gets its groups by itself:
-//! while one batch is being confirmed, the next one gathers.
+//! One batch is at the broker at a time, so order is kept and a broker that commits in groups gets its groups by itself:
+//! while one batch is being confirmed, the next one gathers. When it is confirmed the next one leaves first, and only
+//! then are the callers told: the broker does not wait for that.
 
-use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -15,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::delivery::Position;
 use crate::error::{Code, Error, Result};
-use crate::history::{Batch, Failure, Filed, Produced, SessionMark};
-use crate::message::{MessageId, Millis};
-use crate::provider::{Outgoing, Provider, TopicSpec};
+use crate::history::{self, Failure, Filed, Mark, Produced};
+use crate::message::Millis;
+use crate::provider::{Outgoing, Provider, SendError, TopicSpec};
 use crate::tracker::Tracker;
 
 /// A batch holds at most this many messages and about this many bytes.
@@ -27,28 +29,55 @@ const QUEUE_BYTES: usize = 64 << 20;
 /// The pause before a failed message is sent again, growing from the first to the last.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
-/// A message that waits for its confirm.
+/// Who waits for the confirm of a message, and until when.
 #[derive(Debug)]
-pub(crate) struct Pending {
-    pub(crate) outgoing: Outgoing,
-    pub(crate) deadline: Instant,
-    pub(crate) produced_at: Millis,
-    pub(crate) since: Instant,
-    pub(crate) mark: Option<Box<Mark>>,
-    pub(crate) done: oneshot::Sender<Result<Position>>,
+struct Wait {
+    since: Instant,
+    deadline: Instant,
+    produced_at: Millis,
+    mark: Option<Box<Mark>>,
+    done: oneshot::Sender<Result<Position>>,
     /// Whether an earlier try may have reached the broker.
-    pub(crate) ambiguous: bool,
+    ambiguous: bool,
     /// Why the last try failed.
-    pub(crate) last: Option<Error>,
+    last: Option<Error>,
 }
 
-/// What the record says beside the message, where it says anything.
+/// Messages beside those who wait for them, one for one: so that a batch is handed on without touching its messages.
 #[derive(Debug, Default)]
-pub(crate) struct Mark {
-    pub(crate) session: Option<Arc<SessionMark>>,
-    pub(crate) idempotency_key: Option<Arc<str>>,
-    pub(crate) replay_of: Option<MessageId>,
+struct Batch {
+    messages: Vec<Outgoing>,
+    waits: Vec<Wait>,
 }
+
+impl Batch {
+    fn with_capacity(n: usize) -> Self {
+        Batch { messages: Vec::with_capacity(n), waits: Vec::with_capacity(n) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waits.is_empty()
+    }
+
+    fn push(&mut self, message: Outgoing, wait: Wait) {
+        self.messages.push(message);
+        self.waits.push(wait);
+    }
+}
+
+/// When a message came, and when its caller gives up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    /// By the wall clock.
+    pub(crate) produced_at: Millis,
+    /// The same moment.
+    pub(crate) since: Instant,
+    /// Confirmed until then, or failed.
+    pub(crate) deadline: Instant,
+}
+
+/// Where the answer to a message comes.
+pub(crate) type Answer = oneshot::Receiver<Result<Position>>;
 
 /// See the module.
 #[derive(Debug)]
@@ -60,7 +89,7 @@ pub(crate) struct Sender {
 /// What waits to be taken into a batch.
 #[derive(Debug, Default)]
 struct Queue {
-    items: VecDeque<Pending>,
+    batch: Batch,
     bytes: usize,
     /// Callers that wait for room.
     waiting: usize,
@@ -79,6 +108,9 @@ struct Shared {
     end: CancellationToken,
     confirmed: AtomicU64,
 }
+
+/// What the provider said to a batch.
+type Results = Vec<Result<Position, SendError>>;
 
 impl Sender {
     pub(crate) fn new(provider: Arc<dyn Provider>, topic: TopicSpec, filed: Arc<Filed>, producer: Arc<str>, tracker: Tracker) -> Self {
@@ -105,34 +137,31 @@ impl Sender {
 
     /// Messages that wait for their confirm.
     pub(crate) fn waiting(&self) -> usize {
-        self.shared.queue.lock().items.len()
+        self.shared.queue.lock().batch.waits.len()
+    }
+
+    /// Queues a message if there is room; gives it back if not. The receiver fails only where the sender was ended before.
+    pub(crate) fn offer(&self, message: Outgoing, times: Times, mark: Option<Box<Mark>>) -> Result<Result<Answer, Offer>> {
+        let size = message.size();
+        self.shared.push((message, mark), size, times, false)
     }
 
     /// Hands a message over and waits for its confirm, or for the deadline.
-    pub(crate) async fn send(
-        &self,
-        outgoing: Outgoing,
-        produced_at: Millis,
-        since: Instant,
-        deadline: Instant,
-        mark: Option<Box<Mark>>,
-    ) -> Result<Position> {
+    pub(crate) async fn send(&self, message: Outgoing, times: Times, mark: Option<Box<Mark>>) -> Result<Position> {
         let shared = &self.shared;
-        let size = outgoing.size();
-        let (done, answer) = oneshot::channel();
-        let mut pending = Pending { outgoing, deadline, produced_at, since, mark, done, ambiguous: false, last: None };
-        loop {
+        let size = message.size();
+        let mut offer = (message, mark);
+        let answer = loop {
             let room = shared.room.notified();
-            match shared.push(pending, size)? {
-                None => break,
-                Some(back) => pending = back,
+            match shared.push(offer, size, times, true)? {
+                Ok(answer) => break answer,
+                Err(back) => offer = back,
             }
-            let waited = tokio::time::timeout_at(deadline.into(), room).await;
+            let waited = tokio::time::timeout_at(times.deadline.into(), room).await;
             shared.queue.lock().waiting -= 1;
             waited.map_err(|_| unsent("the queue of this topic stayed full until the deadline").reason("queue_full"))?;
-        }
-        // The task answers everything it takes; it only drops what it could not send before it was ended.
-        answer.await.unwrap_or_else(|_| Err(closed()))
+        };
+        answered(answer.await)
     }
 
     /// Sends what waits, until the deadline, and ends.
@@ -153,6 +182,14 @@ impl Drop for Sender {
     }
 }
 
+/// A message that is offered, with what the record says beside it.
+pub(crate) type Offer = (Outgoing, Option<Box<Mark>>);
+
+/// What an [`Answer`] came to: the task answers everything it takes; it only drops what it could not send before it was ended.
+pub(crate) fn answered(answer: Result<Result<Position>, oneshot::error::RecvError>) -> Result<Position> {
+    answer.unwrap_or_else(|_| Err(closed()))
+}
+
 fn closed() -> Error {
     Error::new(Code::Closed, "this instance is closed").detail("ambiguous", false)
 }
@@ -162,31 +199,33 @@ fn unsent(message: &str) -> Error {
 }
 
 impl Shared {
-    /// Queues a message, or gives it back if the queue is full (and counts the caller as waiting).
-    fn push(&self, pending: Pending, size: usize) -> Result<Option<Pending>> {
+    /// Queues a message, or gives it back if the queue is full (and counts the caller as waiting, if it `waits`).
+    fn push(&self, offer: Offer, size: usize, times: Times, waits: bool) -> Result<Result<Answer, Offer>> {
         let mut queue = self.queue.lock();
         if self.end.is_cancelled() {
             return Err(closed());
         }
         if queue.bytes > 0 && queue.bytes + size > QUEUE_BYTES {
-            queue.waiting += 1;
-            return Ok(Some(pending));
+            queue.waiting += usize::from(waits);
+            return Ok(Err(offer));
         }
         queue.bytes += size;
-        queue.items.push_back(pending);
-        let first = queue.items.len() == 1;
+        let first = queue.batch.is_empty();
+        let (done, answer) = oneshot::channel();
+        let Times { produced_at, since, deadline } = times;
+        let (message, mark) = offer;
+        queue.batch.push(message, Wait { since, deadline, produced_at, mark, done, ambiguous: false, last: None });
         drop(queue);
         if first {
             self.some.notify_one();
         }
-        Ok(None)
+        Ok(Ok(answer))
     }
 
     async fn run(self: Arc<Self>) {
-        let mut again: VecDeque<Pending> = VecDeque::new();
         let mut pause = AGAIN.0;
         loop {
-            let batch = self.gather(&mut again);
+            let batch = self.gather();
             if batch.is_empty() {
                 if self.end.is_cancelled() {
                     return;
@@ -197,28 +236,58 @@ impl Shared {
                 }
                 continue;
             }
-            again = self.send(batch).await;
-            if again.is_empty() {
-                pause = AGAIN.0;
-            } else {
+            // What must be sent again goes alone and first: on ordered topics a later message of the same key must not
+            // overtake it, and on the others there is no hurry while the broker refuses.
+            let mut again = self.stream(batch).await;
+            while !again.is_empty() {
                 self.pause(&again, pause).await;
                 pause = (pause * 2).min(AGAIN.1);
-                self.give_up_late(&mut again);
+                again = self.give_up_late(again);
+                if !again.is_empty() {
+                    let (batch, results) = self.send(again).await;
+                    again = self.settle(batch, results);
+                }
             }
+            pause = AGAIN.0;
         }
     }
 
-    /// The next batch. What must be sent again goes alone and first: on ordered topics a later message of the same key
-    /// must not overtake it, and on the others there is no hurry while the broker refuses.
-    fn gather(&self, again: &mut VecDeque<Pending>) -> Vec<Pending> {
-        if !again.is_empty() {
-            return again.drain(..).collect();
+    /// Sends batch after batch while there are some and all is confirmed; returns what must be sent again.
+    async fn stream(&self, batch: Batch) -> Batch {
+        let (mut batch, mut results) = self.send(batch).await;
+        loop {
+            if results.len() != batch.waits.len() || results.iter().any(Result::is_err) {
+                return self.settle(batch, results);
+            }
+            let next = self.gather();
+            if next.is_empty() {
+                return self.settle(batch, results);
+            }
+            let mut sending = pin!(self.send(next));
+            let early = futures_util::poll!(&mut sending);
+            self.settle(batch, results);
+            (batch, results) = match early {
+                Poll::Ready(sent) => sent,
+                Poll::Pending => sending.await,
+            };
         }
+    }
+
+    /// The next batch.
+    fn gather(&self) -> Batch {
         let mut queue = self.queue.lock();
-        let mut bytes = 0;
-        let mut n = 0;
-        for pending in queue.items.iter().take(BATCH.0) {
-            let size = pending.outgoing.size();
+        if queue.waiting > 0 && !queue.batch.is_empty() {
+            self.room.notify_waiters();
+        }
+        let n = queue.batch.waits.len();
+        if n <= BATCH.0 && queue.bytes <= BATCH.1 {
+            queue.bytes = 0;
+            // The next one will be about as long.
+            return std::mem::replace(&mut queue.batch, Batch::with_capacity(n));
+        }
+        let (mut bytes, mut n) = (0, 0);
+        for message in queue.batch.messages.iter().take(BATCH.0) {
+            let size = message.size();
             if n > 0 && bytes + size > BATCH.1 {
                 break;
             }
@@ -226,60 +295,68 @@ impl Shared {
             n += 1;
         }
         queue.bytes -= bytes;
-        if queue.waiting > 0 {
-            self.room.notify_waiters();
-        }
-        queue.items.drain(..n).collect()
+        let Batch { messages, waits } = &mut queue.batch;
+        let later = Batch { messages: messages.split_off(n), waits: waits.split_off(n) };
+        std::mem::replace(&mut queue.batch, later)
     }
 
     /// Waits before the next try, not past the first deadline.
-    async fn pause(&self, again: &VecDeque<Pending>, pause: Duration) {
-        let first = again.iter().map(|pending| pending.deadline).min();
+    async fn pause(&self, again: &Batch, pause: Duration) {
+        let first = again.waits.iter().map(|wait| wait.deadline).min();
         let until = first.map_or(Instant::now() + pause, |deadline| deadline.min(Instant::now() + pause));
         tokio::time::sleep_until(until.into()).await;
     }
 
-    /// Answers those whose deadline has come with why their last try failed.
-    fn give_up_late(&self, again: &mut VecDeque<Pending>) {
+    /// Answers those whose deadline has come with why their last try failed; returns the others.
+    fn give_up_late(&self, again: Batch) -> Batch {
         let soon = Instant::now() + AGAIN.0;
-        let mut records = Vec::new();
-        for mut pending in std::mem::take(again) {
-            match pending.last.take_if(|_| pending.deadline <= soon) {
+        let (mut kept, mut late) = (Batch::default(), Records::default());
+        for (message, mut wait) in again.messages.into_iter().zip(again.waits) {
+            match wait.last.take_if(|_| wait.deadline <= soon) {
                 Some(error) => {
-                    let answer = Err(given_up(error, pending.ambiguous));
-                    records.push(record(&pending, Instant::now(), &answer));
-                    let _ = pending.done.send(answer);
+                    let answer = Err(given_up(error, wait.ambiguous));
+                    late.answer(message, wait, answer, Instant::now());
                 }
-                None => again.push_back(pending),
+                None => kept.push(message, wait),
             }
         }
-        if !records.is_empty() {
-            self.tracker.record(Batch::Produced { filed: self.filed.clone(), producer: self.producer.clone(), items: records });
-        }
+        self.record(late);
+        kept
     }
 
-    /// Sends a batch, answers what is final, returns what may be sent again before its deadline.
-    async fn send(&self, batch: Vec<Pending>) -> VecDeque<Pending> {
-        let outgoing: Vec<Outgoing> = batch.iter().map(|pending| pending.outgoing.clone()).collect();
-        let until = batch.iter().map(|pending| pending.deadline).max().unwrap_or_else(Instant::now);
-        let results = match tokio::time::timeout_at(until.into(), self.provider.send(&self.topic, outgoing)).await {
-            Ok(results) => results,
-            Err(_) => {
-                let late = || crate::provider::SendError {
-                    error: Error::new(Code::PublishFailed, "the broker did not confirm before the deadline").reason("timeout"),
-                    retryable: true,
-                    ambiguous: true,
-                };
-                batch.iter().map(|_| Err(late())).collect()
-            }
-        };
+    /// Sends a batch once.
+    async fn send(&self, batch: Batch) -> (Batch, Results) {
+        let Batch { messages, waits } = batch;
+        let messages = Arc::new(messages);
+        let until = waits.iter().map(|wait| wait.deadline).max().unwrap_or_else(Instant::now);
+        let sent = tokio::time::timeout_at(until.into(), self.provider.send(&self.topic, messages.clone())).await;
+        let results = sent.unwrap_or_else(|_| {
+            let late = || SendError {
+                error: Error::new(Code::PublishFailed, "the broker did not confirm before the deadline").reason("timeout"),
+                retryable: true,
+                ambiguous: true,
+            };
+            waits.iter().map(|_| Err(late())).collect()
+        });
+        // A provider has let go of the batch when it answers; after a deadline it may still hold it.
+        (Batch { messages: Arc::unwrap_or_clone(messages), waits }, results)
+    }
+
+    /// Answers what is final, returns what may be sent again before its deadline.
+    fn settle(&self, batch: Batch, results: Results) -> Batch {
         let now = Instant::now();
-        let mut again = VecDeque::new();
-        let mut records = Vec::with_capacity(batch.len());
+        let Batch { messages, waits } = batch;
+        let mut again = Batch::default();
+        if results.len() == waits.len() && results.iter().all(Result::is_ok) {
+            let items = waits.into_iter().zip(results).map(|(wait, result)| wait.answer(result.map_err(|failed| failed.error), now));
+            self.record(Records { items: items.collect(), messages });
+            return again;
+        }
+        let mut finals = Records::default();
         let mut results = results.into_iter();
-        for mut pending in batch {
+        for (message, mut wait) in messages.into_iter().zip(waits) {
             let result = results.next().unwrap_or_else(|| {
-                Err(crate::provider::SendError {
+                Err(SendError {
                     error: Error::new(Code::PublishFailed, "the provider gave no answer for this message"),
                     retryable: false,
                     ambiguous: true,
@@ -288,24 +365,62 @@ impl Shared {
             let answer = match result {
                 Ok(position) => Ok(position),
                 Err(failed) => {
-                    pending.ambiguous |= failed.ambiguous;
-                    if failed.retryable && now + AGAIN.0 < pending.deadline {
-                        pending.last = Some(failed.error);
-                        again.push_back(pending);
+                    wait.ambiguous |= failed.ambiguous;
+                    if failed.retryable && now + AGAIN.0 < wait.deadline {
+                        wait.last = Some(failed.error);
+                        again.push(message, wait);
                         continue;
                     }
-                    Err(given_up(failed.error, pending.ambiguous))
+                    Err(given_up(failed.error, wait.ambiguous))
                 }
             };
-            records.push(record(&pending, now, &answer));
-            // The caller may have gone; the message is confirmed all the same.
-            let _ = pending.done.send(answer);
+            finals.answer(message, wait, answer, now);
         }
-        self.confirmed.fetch_add(records.iter().filter(|r| r.failure.is_none()).count() as u64, Ordering::Relaxed);
-        if !records.is_empty() {
-            self.tracker.record(Batch::Produced { filed: self.filed.clone(), producer: self.producer.clone(), items: records });
-        }
+        self.record(finals);
         again
+    }
+
+    fn record(&self, records: Records) {
+        let Records { messages, items } = records;
+        if items.is_empty() {
+            return;
+        }
+        self.confirmed.fetch_add(items.iter().filter(|item| item.failure.is_none()).count() as u64, Ordering::Relaxed);
+        let (filed, producer) = (self.filed.clone(), self.producer.clone());
+        self.tracker.record(history::Batch::Produced { filed, producer, messages, items });
+    }
+}
+
+/// What is final, on its way to the history.
+#[derive(Debug, Default)]
+struct Records {
+    messages: Vec<Outgoing>,
+    items: Vec<Produced>,
+}
+
+impl Records {
+    fn answer(&mut self, message: Outgoing, wait: Wait, answer: Result<Position>, now: Instant) {
+        self.messages.push(message);
+        self.items.push(wait.answer(answer, now));
+    }
+}
+
+impl Wait {
+    /// Tells the caller, and says what became of the message.
+    fn answer(self, answer: Result<Position>, now: Instant) -> Produced {
+        let item = Produced {
+            produced_at: self.produced_at,
+            confirm_us: u32::try_from(now.duration_since(self.since).as_micros()).unwrap_or(u32::MAX),
+            position: answer.as_ref().ok().copied(),
+            failure: answer
+                .as_ref()
+                .err()
+                .map(|error| Box::new(Failure { code: error.code().as_str(), message: error.message().to_owned() })),
+            mark: self.mark,
+        };
+        // The caller may have gone; the message is confirmed all the same.
+        let _ = self.done.send(answer);
+        item
     }
 }
 
@@ -322,22 +437,4 @@ fn given_up(error: Error, ambiguous: bool) -> Error {
         }
     };
     error.detail("ambiguous", ambiguous)
-}
-
-fn record(pending: &Pending, now: Instant, answer: &Result<Position>) -> Produced {
-    let outgoing = &pending.outgoing;
-    let mark = pending.mark.as_deref();
-    Produced {
-        id: outgoing.id,
-        key: outgoing.key.clone(),
-        headers: outgoing.headers.clone(),
-        payload: outgoing.payload.clone(),
-        produced_at: pending.produced_at,
-        confirm_us: u32::try_from(now.duration_since(pending.since).as_micros()).unwrap_or(u32::MAX),
-        position: answer.as_ref().ok().copied(),
-        failure: answer.as_ref().err().map(|error| Box::new(Failure { code: error.code().as_str(), message: error.message().to_owned() })),
-        session: mark.and_then(|mark| mark.session.clone()),
-        idempotency_key: mark.and_then(|mark| mark.idempotency_key.clone()),
-        replay_of: mark.and_then(|mark| mark.replay_of),
-    }
 }

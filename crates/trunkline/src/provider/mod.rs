@@ -222,8 +222,9 @@ pub trait Provider: Send + Sync + Debug {
 
     /// Must answer for each message, in order: `Ok` only after the broker confirmed it at the strongest practical setting.
     /// Must keep the order of messages of one shard, within a batch and from one awaited call to the next.
-    /// Must not retry. Must say `ambiguous` whenever the broker may have the message all the same.
-    async fn send(&self, topic: &TopicSpec, batch: Vec<Outgoing>) -> Vec<Result<Position, SendError>>;
+    /// Must not retry. Must say `ambiguous` whenever the broker may have the message all the same. Must have let go of the
+    /// batch when it answers, so that the caller goes on with it without a copy.
+    async fn send(&self, topic: &TopicSpec, batch: Arc<Vec<Outgoing>>) -> Vec<Result<Position, SendError>>;
 
     /// Must open one subscription to all routes for one member of a group, live when it returns. Must not lose what is
     /// buffered when the future of [`Subscription::next`] is dropped. Topic and group must have been ensured.

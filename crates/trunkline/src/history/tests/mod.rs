@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::index::{BLOCK, Index, block_row};
 use super::rollup::Counts;
 use super::*;
+use crate::message::Headers;
 
 /// The moment all tests take place at, unless they say otherwise: a whole minute.
 pub(super) const T0: Millis = 1_800_000_000_000 - 1_800_000_000_000 % 86_400_000 + 43_200_000;
@@ -73,8 +74,24 @@ pub(super) fn id(ms: Millis, n: u64) -> MessageId {
     MessageId::derived(ms, &[&n.to_le_bytes()])
 }
 
-pub(super) fn produced(id: MessageId, payload: &str) -> Produced {
-    Produced {
+/// A message with what became of it.
+#[derive(Debug, Clone)]
+pub(super) struct Made {
+    pub(super) id: MessageId,
+    pub(super) key: Option<Bytes>,
+    pub(super) headers: Headers,
+    pub(super) payload: Bytes,
+    pub(super) produced_at: Millis,
+    pub(super) confirm_us: u32,
+    pub(super) position: Option<Position>,
+    pub(super) failure: Option<Box<Failure>>,
+    pub(super) session: Option<Arc<SessionMark>>,
+    pub(super) idempotency_key: Option<Arc<str>>,
+    pub(super) replay_of: Option<MessageId>,
+}
+
+pub(super) fn produced(id: MessageId, payload: &str) -> Made {
+    Made {
         id,
         key: Some(Bytes::from_static(b"k1")),
         headers: Headers::new(),
@@ -104,8 +121,14 @@ pub(super) fn attempt(id: MessageId, step: Step, after: Millis, attempts: u32) -
     }
 }
 
-pub(super) fn produces(filed: &Arc<Filed>, items: Vec<Produced>) -> Batch {
-    Batch::Produced { filed: filed.clone(), producer: "p1".into(), items }
+pub(super) fn produces(filed: &Arc<Filed>, made: Vec<Made>) -> Batch {
+    let apart = |made: Made| {
+        let Made { id, key, headers, payload, produced_at, confirm_us, position, failure, session, idempotency_key, replay_of } = made;
+        let mark = Some(Box::new(Mark { session, idempotency_key, replay_of }));
+        (Outgoing { id, shard: None, key, headers, payload }, Produced { produced_at, confirm_us, position, failure, mark })
+    };
+    let (messages, items) = made.into_iter().map(apart).unzip();
+    Batch::Produced { filed: filed.clone(), producer: "p1".into(), messages, items }
 }
 
 pub(super) fn attempts(filed: &Arc<Filed>, group: &str, items: Vec<Attempt>) -> Batch {

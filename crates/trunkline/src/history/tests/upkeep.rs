@@ -137,7 +137,7 @@ async fn bundles_skip_blocks_and_miss_nothing() {
     let filed = filed("created");
     for block in 0..40u64 {
         let keyed =
-            |n: u64| Produced { key: Some(Bytes::from(format!("k{}", block * 700 + n))), ..produced(id(T0 + block * 1_000 + n, n), "1") };
+            |n: u64| Made { key: Some(Bytes::from(format!("k{}", block * 700 + n))), ..produced(id(T0 + block * 1_000 + n, n), "1") };
         recorder.record(produces(&filed, (0..700).map(keyed).collect()));
         recorder.flush().await.expect("written");
     }

@@ -311,7 +311,7 @@ impl Handle {
         self.ensure(&spec, &[])?;
         let payload = bytes::Bytes::from_static(b"probe");
         let message = Outgoing { id: MessageId::now(), shard: None, key: None, headers: crate::Headers::new(), payload: payload.clone() };
-        let sent = self.topic(&name)?.send(vec![message]).await.into_iter().next();
+        let sent = self.topic(&name)?.send(Arc::new(vec![message])).await.into_iter().next();
         let read = match sent {
             Some(Ok(position)) => self.read(&spec, ReadFrom::Position(position), 1),
             Some(Err(failed)) => Err(failed.error),
@@ -377,7 +377,7 @@ impl Provider for Embedded {
         }
     }
 
-    async fn send(&self, topic: &TopicSpec, batch: Vec<Outgoing>) -> Vec<Result<Position, SendError>> {
+    async fn send(&self, topic: &TopicSpec, batch: Arc<Vec<Outgoing>>) -> Vec<Result<Position, SendError>> {
         let n = batch.len();
         match self.open_handle().and_then(|handle| handle.topic(&topic.name)) {
             Ok(topic) => topic.send(batch).await,

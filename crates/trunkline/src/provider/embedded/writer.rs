@@ -40,7 +40,7 @@ struct State {
 
 #[derive(Debug)]
 struct Job {
-    batch: Vec<Outgoing>,
+    batch: Arc<Vec<Outgoing>>,
     bytes: usize,
     answer: oneshot::Sender<Answer>,
 }
@@ -53,7 +53,7 @@ impl Default for Queue {
 
 impl Topic {
     /// Writes the batch and waits until it is confirmed.
-    pub(super) async fn send(self: &Arc<Self>, batch: Vec<Outgoing>) -> Answer {
+    pub(super) async fn send(self: &Arc<Self>, batch: Arc<Vec<Outgoing>>) -> Answer {
         let (answer, answered) = oneshot::channel();
         let n = batch.len();
         let bytes = batch.iter().map(|message| message.size() + 64).sum::<usize>();
@@ -94,7 +94,7 @@ impl Topic {
     fn round(&self, encoder: &mut Encoder, jobs: &mut Vec<Job>) {
         let (shards, max) = (self.shards, self.host.options.max_payload);
         let takes = |message: &Outgoing| message.shard.is_none_or(|shard| shard < shards) && message.size() <= max;
-        encoder.encode(jobs.iter().flat_map(|job| &job.batch), takes);
+        encoder.encode(jobs.iter().flat_map(|job| job.batch.iter()), takes);
         let mut outcome = Ok(Vec::new());
         if !encoder.bytes().is_empty() {
             outcome = self.append(encoder).and_then(|written| self.commit(&written).map(|()| written.first));
@@ -113,8 +113,10 @@ impl Topic {
                     Err(error) => Err(error.clone()),
                 });
             }
+            let Job { batch, answer: caller, .. } = job;
+            drop(batch);
             // A caller that went away does not want to know.
-            let _ = job.answer.send(answer);
+            let _ = caller.send(answer);
         }
     }
 

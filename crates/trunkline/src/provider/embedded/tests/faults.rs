@@ -127,7 +127,7 @@ async fn a_full_disk_is_refused_and_the_tail_stays_whole() {
     send_all(&broker, &topic, numbered(None, 0..10)).await;
     for room in [0, 1, 50, 200] {
         disk.leave_room(room);
-        let failed = broker.send(&topic, numbered(None, 10..20)).await.remove(0).expect_err("full");
+        let failed = broker.send(&topic, Arc::new(numbered(None, 10..20))).await.remove(0).expect_err("full");
         assert_eq!(failed.error.detail_str("reason"), Some("disk_full"));
         assert_eq!((failed.error.code(), failed.retryable, failed.ambiguous), (Code::PublishFailed, true, false));
     }
@@ -145,7 +145,7 @@ async fn a_failed_fsync_is_never_tried_again() {
     broker.ensure(&topic, &[group("g")]).await.expect("ensured");
     send_all(&broker, &topic, numbered(Some(0), 0..10)).await;
     disk.fail_syncs(1);
-    let failed = broker.send(&topic, numbered(Some(0), 10..20)).await.remove(0).expect_err("not synced");
+    let failed = broker.send(&topic, Arc::new(numbered(Some(0), 10..20))).await.remove(0).expect_err("not synced");
     assert_eq!(failed.error.detail_str("reason"), Some("fsync_failed"));
     assert_eq!((failed.error.code(), failed.retryable, failed.ambiguous), (Code::PublishFailed, true, true));
     assert_eq!(send_all(&broker, &topic, numbered(Some(0), 20..30)).await[0].offset, 10);
@@ -235,7 +235,7 @@ async fn a_damaged_confirmed_batch_is_not_cut_off() {
     let refused = other.read(&topic, ReadFrom::Position(Position::default()), 100).await.expect_err("damaged");
     assert_eq!((refused.code(), refused.detail_str("reason")), (Code::StoreFailed, Some("damaged")));
     broker.handle.topic(&topic.name).expect("open").page.dirty().store(1, SeqCst);
-    assert!(other.send(&topic, numbered(None, 9..10)).await[0].is_err());
+    assert!(other.send(&topic, Arc::new(numbered(None, 9..10))).await[0].is_err());
     assert_eq!(std::fs::read(segment(&broker, &topic)).expect("read").len(), bytes.len());
 }
 
@@ -278,7 +278,7 @@ async fn an_interval_confirms_before_it_syncs() {
     let mut n = 3;
     while broker.handle.topic(&topic.name).expect("open").list_segments().expect("listed").len() < 2 {
         assert!(Instant::now() < end);
-        n += broker.send(&topic, numbered(None, 3..4)).await.iter().filter(|sent| sent.is_ok()).count();
+        n += broker.send(&topic, Arc::new(numbered(None, 3..4))).await.iter().filter(|sent| sent.is_ok()).count();
     }
     let stored = broker.read(&topic, ReadFrom::Position(Position::default()), 100_000).await.expect("read");
     assert!(stored.len() >= n, "{} of {n}", stored.len());

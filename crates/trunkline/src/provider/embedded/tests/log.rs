@@ -32,7 +32,7 @@ async fn what_is_confirmed_is_read_and_delivered_in_order() {
     assert_eq!(broker.depth(&topic, "g").await.expect("depth"), Depth { exact: true, ..Depth::default() });
     assert_eq!(subscription.settle(&done(&all[..1])).await, [Settled::Stale]);
     broker.close(Instant::now() + SOON).await;
-    assert!(broker.send(&topic, numbered(None, 0..1)).await[0].is_err());
+    assert!(broker.send(&topic, Arc::new(numbered(None, 0..1))).await[0].is_err());
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn retention_removes_what_is_settled_and_nothing_else() {
     broker.ensure(&topic, &[group("g")]).await.expect("ensured");
     let mut n = 0;
     let full = loop {
-        match broker.send(&topic, vec![message(None, vec![b'x'; 1000])]).await.remove(0) {
+        match broker.send(&topic, Arc::new(vec![message(None, vec![b'x'; 1000])])).await.remove(0) {
             Ok(_) => n += 1,
             Err(failed) => break failed,
         }
@@ -162,14 +162,17 @@ async fn what_does_not_fit_is_refused_alone() {
     let topic = topic(2);
     broker.ensure(&topic, &[]).await.expect("ensured");
     let batch = vec![message(Some(0), "a"), message(Some(0), vec![0; 101]), message(Some(2), "b"), message(Some(0), "c")];
-    let sent = broker.send(&topic, batch).await;
+    let sent = broker.send(&topic, Arc::new(batch)).await;
     assert_eq!(sent[0].as_ref().map(|p| p.offset).ok(), Some(0));
     assert_eq!(sent[1].as_ref().map_err(|e| (e.error.code(), e.retryable)).err(), Some((Code::PayloadTooLarge, false)));
     assert_eq!(sent[2].as_ref().map_err(|e| e.error.code()).err(), Some(Code::InputInvalid));
     assert_eq!(sent[3].as_ref().map(|p| p.offset).ok(), Some(1));
     assert_eq!(broker.capabilities(&topic).durability, Durability::Memory);
     let nowhere = TopicSpec { name: "nowhere".into(), ..topic };
-    assert_eq!(broker.send(&nowhere, numbered(None, 0..1)).await[0].as_ref().map_err(|e| e.error.code()).err(), Some(Code::TopicNotFound));
+    assert_eq!(
+        broker.send(&nowhere, Arc::new(numbered(None, 0..1))).await[0].as_ref().map_err(|e| e.error.code()).err(),
+        Some(Code::TopicNotFound)
+    );
 }
 
 #[tokio::test]
@@ -246,7 +249,7 @@ async fn damaged_and_newer_files_are_refused_and_left() {
         let broker = Embedded::open(options(dir.path())).expect("opened");
         let refused = broker.ensure(&topic, &[]).await.expect_err("refused");
         assert_eq!((refused.code(), refused.detail_str("reason")), (Code::StoreFailed, Some(reason)), "{file}: {refused:?}");
-        assert!(broker.send(&topic, numbered(None, 0..1)).await[0].is_err());
+        assert!(broker.send(&topic, Arc::new(numbered(None, 0..1))).await[0].is_err());
         assert_eq!(std::fs::read(path.join(file)).expect("read"), before);
     }
 }
@@ -266,7 +269,7 @@ async fn a_removed_topic_is_gone_for_every_handle_and_can_come_again() {
     while subscription.next(10, 1000, Duration::from_millis(50)).await.is_ok() {
         assert!(Instant::now() < end);
     }
-    assert!(b.send(&topic, numbered(None, 0..1)).await[0].is_err());
+    assert!(b.send(&topic, Arc::new(numbered(None, 0..1))).await[0].is_err());
     b.ensure(&topic, &[]).await.expect("ensured");
     assert_eq!(send_all(&b, &topic, numbered(None, 0..1)).await[0].offset, 0);
 }

@@ -39,7 +39,7 @@ fn numbered(shard: Option<u32>, numbers: std::ops::Range<u64>) -> Vec<Outgoing> 
 }
 
 async fn send_all(broker: &Embedded, topic: &TopicSpec, batch: Vec<Outgoing>) -> Vec<Position> {
-    broker.send(topic, batch).await.into_iter().map(|sent| sent.expect("confirmed")).collect()
+    broker.send(topic, Arc::new(batch)).await.into_iter().map(|sent| sent.expect("confirmed")).collect()
 }
 
 async fn join(broker: &Embedded, topic: &TopicSpec, name: &str) -> Arc<dyn Subscription> {
