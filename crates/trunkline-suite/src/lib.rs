@@ -7,6 +7,7 @@
 //!   an honest provider cannot do.
 //! - [`liar`] wraps an honest provider and breaks one duty at a time. It shows that the scenarios can fail.
 //! - [`recording_disk`] records what the embedded broker asks of its disk and replays every crash.
+//! - [`server`] knows the real servers that `scripts/brokers` started, and stops, kills and restarts them.
 //! - [`kill`] starts real processes to kill and stop, and [`ledger`] holds them to what they confirmed and handled.
 
 #![expect(clippy::unwrap_used, reason = "a poisoned suite should stop at once")]
@@ -22,6 +23,7 @@ pub mod liar;
 mod member;
 pub mod model;
 pub mod recording_disk;
+pub mod server;
 
 pub use bed::{Bed, Sent};
 pub use broker::{Broker, Pace};

@@ -29,6 +29,8 @@ pub mod embedded {
 }
 pub mod kafka;
 pub mod nats;
+#[cfg(any(test, feature = "kafka", feature = "nats", feature = "pubsub", feature = "rabbitmq", feature = "redis", feature = "sqs"))]
+pub(crate) mod net;
 pub mod pubsub;
 pub mod rabbitmq;
 pub mod redis;
