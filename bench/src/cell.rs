@@ -7,7 +7,8 @@ use serde::Serialize;
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Cell {
     pub(crate) provider: &'static str,
-    /// `produce`, `consume` or `end_to_end`.
+    /// `produce`, `consume` or `end_to_end`; `open` (an existing directory to the first confirm) and `idle` (a consumer
+    /// without messages: its cost is µs of CPU per second) belong to the embedded broker.
     pub(crate) op: &'static str,
     /// `raw` or `trunkline`.
     pub(crate) side: &'static str,
@@ -26,6 +27,9 @@ pub(crate) struct Cell {
     pub(crate) cpu_us_per_msg: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) allocations_per_msg: Option<f64>,
+    /// Of user space, counted by valgrind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) instructions_per_msg: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) p50_us: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,6 +76,7 @@ pub(crate) fn show(cells: &[Cell], json: bool) {
         "ratio",
         "cpu µs",
         "allocs",
+        "instr.",
         "p50 µs",
         "p99 µs",
         "worst µs",
@@ -89,6 +94,7 @@ pub(crate) fn show(cells: &[Cell], json: bool) {
             number(c.ratio, 2),
             format!("{:.2}", c.cpu_us_per_msg),
             number(c.allocations_per_msg, 2),
+            number(c.instructions_per_msg, 0),
             number(c.p50_us, 0),
             number(c.p99_us, 0),
             number(c.worst_us, 0),

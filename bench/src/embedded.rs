@@ -11,7 +11,7 @@ use trunkline::consume::handler::Raw;
 use trunkline::{ConsumeOptions, Env, Trunkline};
 
 use crate::cell::{Cell, median, relate, show};
-use crate::{counters, load, raw};
+use crate::{counters, instructions, load, raw};
 
 pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -35,9 +35,12 @@ pub(crate) struct Args {
     /// Where to write (a directory on the disk to measure; by default the system's temporary directory).
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Only cells whose `op` is this.
+    /// Only cells whose `op` is this: produce, consume, end_to_end, open, idle, processes.
     #[arg(long)]
     only: Option<String>,
+    /// Also counts the instructions of the two hot paths, which needs `valgrind` and takes a minute.
+    #[arg(long)]
+    instructions: bool,
 }
 
 pub(crate) const EVENT: &str = "bench:messages";
@@ -98,6 +101,7 @@ fn cell(
         ratio: None,
         cpu_us_per_msg: median(&cpu),
         allocations_per_msg: Some(median(&allocations)),
+        instructions_per_msg: None,
         p50_us: None,
         p99_us: None,
         worst_us: None,
@@ -122,8 +126,17 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
     if wants("end_to_end") {
         cells.extend(runtime.block_on(latency(args, base.path()))?);
     }
+    if wants("open") {
+        cells.extend(runtime.block_on(opening(args, base.path()))?);
+    }
+    if wants("idle") {
+        cells.extend(runtime.block_on(idle(args, base.path()))?);
+    }
     if wants("processes") {
         cells.extend(processes(args, base.path())?);
+    }
+    if args.instructions {
+        instructions::add(&mut cells, args.payload, base.path())?;
     }
     relate(&mut cells);
     show(&cells, args.json);
@@ -203,10 +216,10 @@ pub(crate) async fn drain(env: &Env, count: u64, options: ConsumeOptions) -> Res
     Ok(per_s)
 }
 
-async fn fill(env: &Env, count: u64, size: usize) {
+pub(crate) async fn fill(env: &Env, count: u64, in_flight: usize, size: usize) {
     let env = env.clone();
     let number = Arc::new(AtomicU64::new(0));
-    load::closed(count, 4_000, move || {
+    load::closed(count, in_flight, move || {
         let (env, n) = (env.clone(), number.fetch_add(1, Ordering::Relaxed));
         async move {
             env.produce_raw(EVENT, load::payload(size, n)).await.expect("confirmed");
@@ -236,7 +249,7 @@ async fn consume(args: &Args, base: &Path) -> Result<Vec<Cell>, Error> {
     for history in HISTORIES {
         let dir = base.join(format!("consume-{history}"));
         let (trunkline, env) = open(&dir, history).await?;
-        fill(&env, args.count, args.payload).await;
+        fill(&env, args.count, 4_000, args.payload).await;
         let (mut runs, mut cost) = (Vec::new(), Vec::new());
         for round in 0..args.runs {
             let measure = Measure::start();
@@ -296,6 +309,38 @@ async fn latency(args: &Args, base: &Path) -> Result<Vec<Cell>, Error> {
         std::fs::remove_dir_all(&dir)?;
     }
     Ok(cells)
+}
+
+/// An existing directory with 100,000 messages, opened anew each time, to the first confirm.
+async fn opening(args: &Args, base: &Path) -> Result<Vec<Cell>, Error> {
+    let dir = base.join("open");
+    let (trunkline, env) = open(&dir, "metadata").await?;
+    fill(&env, 100_000, 1_000, args.payload).await;
+    trunkline.close(Duration::from_secs(30)).await;
+    let mut times = Vec::new();
+    for n in 0..20 {
+        let start = Instant::now();
+        let (trunkline, env) = open(&dir, "metadata").await?;
+        env.produce_raw(EVENT, load::payload(args.payload, n)).await?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+        trunkline.close(Duration::from_secs(30)).await;
+    }
+    let worst = times.iter().copied().fold(0.0, f64::max);
+    let cell = cell(args, "open", "trunkline", "metadata", 1, vec![], &[]);
+    Ok(vec![Cell { p50_us: Some(median(&times)), worst_us: Some(worst), allocations_per_msg: None, ..cell }])
+}
+
+/// A consumer without messages.
+async fn idle(args: &Args, base: &Path) -> Result<Vec<Cell>, Error> {
+    let (trunkline, env) = open(&base.join("idle"), "metadata").await?;
+    let consumer = env.consume(EVENT, |_: Raw, _| std::future::ready(())).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (before, seconds) = (counters::cpu_us(), 10);
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    let cost = (counters::cpu_us() - before) / seconds as f64;
+    consumer.close(Duration::from_secs(5)).await;
+    trunkline.close(Duration::from_secs(5)).await;
+    Ok(vec![Cell { allocations_per_msg: None, ..cell(args, "idle", "trunkline", "metadata", 1, vec![], &[(cost, 0.0)]) }])
 }
 
 /// Four producing and four consuming processes on one directory at the same time.

@@ -6,6 +6,7 @@
 mod cell;
 mod counters;
 mod embedded;
+mod instructions;
 mod load;
 mod raw;
 mod worker;

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use trunkline::ConsumeOptions;
 use trunkline::consume::handler::Raw;
 
-use crate::embedded::{EVENT, Error, open};
-use crate::{counters, load};
+use crate::embedded::{EVENT, Error, drain, fill, open};
+use crate::{counters, load, raw};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -21,6 +22,14 @@ pub(crate) struct Args {
     payload: usize,
     #[arg(long)]
     seconds: u64,
+    /// Of `fill` and `drain`.
+    #[arg(long, default_value_t = 0)]
+    count: u64,
+    /// Of `fill` and `drain`: raw or trunkline.
+    #[arg(long, default_value = "trunkline")]
+    side: String,
+    #[arg(long, default_value = "off")]
+    history: String,
 }
 
 /// What a worker prints.
@@ -34,6 +43,9 @@ pub(crate) struct Report {
 
 pub(crate) fn run(args: &Args) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    if args.count > 0 {
+        return runtime.block_on(counted(args));
+    }
     runtime.block_on(async {
         let (trunkline, env) = open(&args.dir, "off").await?;
         let messages = Arc::new(AtomicU64::new(0));
@@ -80,4 +92,36 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
         println!("{}", serde_json::to_string(&report)?);
         Ok(())
     })
+}
+
+/// So many messages in or out, and nothing else: what `--instructions` counts.
+async fn counted(args: &Args) -> Result<(), Error> {
+    let log = args.dir.with_extension("log");
+    match (args.role.as_str(), args.side.as_str()) {
+        ("fill", "raw") => {
+            let appender = raw::Appender::open(&log)?;
+            let (size, number) = (args.payload, Arc::new(AtomicU64::new(0)));
+            load::closed(args.count, 1_000, move || {
+                let (appender, n) = (appender.clone(), number.fetch_add(1, Ordering::Relaxed));
+                async move { appender.append(load::payload(size, n)).await }
+            })
+            .await;
+        }
+        ("drain", "raw") => {
+            let read = raw::read_and_ack(&log, &log.with_extension("acks"))?;
+            assert_eq!(read, args.count);
+        }
+        ("fill", _) => {
+            let (trunkline, env) = open(&args.dir, &args.history).await?;
+            fill(&env, args.count, 1_000, args.payload).await;
+            trunkline.close(Duration::from_secs(60)).await;
+        }
+        ("drain", _) => {
+            let (trunkline, env) = open(&args.dir, &args.history).await?;
+            drain(&env, args.count, ConsumeOptions::default()).await?;
+            trunkline.close(Duration::from_secs(60)).await;
+        }
+        (role, _) => return Err(format!("no role '{role}'").into()),
+    }
+    Ok(())
 }
