@@ -8,6 +8,7 @@
 //! - [`liar`] wraps an honest provider and breaks one duty at a time. It shows that the scenarios can fail.
 //! - [`recording_disk`] records what the embedded broker asks of its disk and replays every crash.
 //! - [`server`] knows the real servers that `scripts/brokers` started, and stops, kills and restarts them.
+//! - [`proxy`] stands between a client and a server, and cuts, delays, throttles or swallows what passes.
 //! - [`kill`] starts real processes to kill and stop, and [`ledger`] holds them to what they confirmed and handled.
 
 #![expect(clippy::unwrap_used, reason = "a poisoned suite should stop at once")]
@@ -22,6 +23,7 @@ pub mod ledger;
 pub mod liar;
 mod member;
 pub mod model;
+pub mod proxy;
 pub mod recording_disk;
 pub mod server;
 
