@@ -113,7 +113,7 @@ async fn join(client: TcpStream, target: &str, mut weather: watch::Receiver<Weat
         }
     }
     if cut(&weather.borrow()) {
-        return reset(client);
+        return reset(&client);
     }
     let server = TcpStream::connect(target).await?;
     client.set_nodelay(true)?;
@@ -133,13 +133,13 @@ async fn join(client: TcpStream, target: &str, mut weather: watch::Receiver<Weat
     if let Ok(client) = from_client.reunite(to_client)
         && cut(&weather.borrow())
     {
-        reset(client)?;
+        reset(&client)?;
     }
     ended
 }
 
 /// Closes with a reset instead of a polite end.
-fn reset(stream: TcpStream) -> io::Result<()> {
+fn reset(stream: &TcpStream) -> io::Result<()> {
     stream.set_zero_linger()
 }
 
