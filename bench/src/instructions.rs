@@ -40,8 +40,8 @@ fn run(cell: &Cell, payload: usize, base: &Path, count: u64) -> Result<u64, Erro
     }
     let counted = worker(if cell.op == "consume" { "drain" } else { "fill" })?;
     let mut command = Command::new("valgrind");
-    command.args(["--tool=callgrind", "--callgrind-out-file"]);
-    check(command.arg(&out).args(&counted))?;
+    command.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", out.display()));
+    check(command.args(&counted))?;
     let report = std::fs::read_to_string(&out)?;
     let total = report.lines().find_map(|line| line.strip_prefix("totals:").or_else(|| line.strip_prefix("summary:")));
     total.and_then(|text| text.trim().parse().ok()).ok_or_else(|| "valgrind left no total".into())
