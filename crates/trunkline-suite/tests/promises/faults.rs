@@ -13,7 +13,7 @@ use trunkline::provider::{
 };
 use trunkline::{Code, Context, Error, Raw, Result, State};
 
-use crate::bed::{Bed, EVENT, Lot, Seen};
+use crate::bed::{self, Bed, EVENT, Lot, Seen};
 
 /// What goes wrong, and how often.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ struct Faults {
     unsent: AtomicU32,
     /// Sends that reach the broker but are not confirmed.
     unconfirmed: AtomicU32,
+    /// Sends that reach the broker and are never answered.
+    unanswered: AtomicU32,
     /// Receives that find the connection dead.
     dead: AtomicU32,
     /// Receives that never return.
@@ -56,6 +58,11 @@ impl Provider for Faulty {
         };
         if takes(&self.1.unsent) {
             return batch.iter().map(|_| failed(false)).collect();
+        }
+        if takes(&self.1.unanswered) {
+            self.0.send(topic, batch).await;
+            std::future::pending::<()>().await;
+            return Vec::new();
         }
         let lost = takes(&self.1.unconfirmed);
         let sent = self.0.send(topic, batch).await;
@@ -175,7 +182,7 @@ async fn receives_again_after(silent: bool) {
     }
     let mut states = consumer.states();
     let reconnecting = async { states.wait_for(|state| *state == State::Degraded("reconnecting")).await.map(drop) };
-    assert!(tokio::time::timeout(crate::bed::DEADLINE, reconnecting).await.is_ok(), "the loss is visible");
+    assert!(tokio::time::timeout(bed::DEADLINE, reconnecting).await.is_ok(), "the loss is visible");
     bed.produce(2).await;
     seen.wait(2).await;
     assert_eq!(consumer.state(), State::Live);
@@ -192,4 +199,26 @@ async fn a_dead_subscription_is_rebuilt() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_subscription_is_rebuilt() {
     receives_again_after(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_in_mid_send_tells_what_the_broker_may_have() {
+    let faults = Arc::new(Faults::default());
+    let f = faults.clone();
+    let bed = Bed::wrapped(Lot::Store, move |provider| Arc::new(Faulty(provider, f.clone()))).await;
+    bed.produce(0).await;
+    faults.unanswered.store(1, Ordering::SeqCst);
+    let first = bed.env.clone();
+    let sent = tokio::spawn(async move { first.produce(EVENT, &1).await });
+    bed::until("the first is at the broker", || async { faults.unanswered.load(Ordering::SeqCst) == 0 }).await;
+    let mut queued = bed.env.produce(EVENT, &2).into_future();
+    tokio::select! {
+        biased;
+        answer = &mut queued => panic!("answered before it was sent: {answer:?}"),
+        () = std::future::ready(()) => {}
+    }
+    bed.trunkline.close(Duration::from_millis(200)).await;
+    let errors = [sent.await.unwrap().unwrap_err(), queued.await.unwrap_err()];
+    let ambiguous = errors.map(|error| (error.code(), error.details().get("ambiguous").and_then(Value::as_bool)));
+    assert_eq!(ambiguous, [(Code::Closed, Some(true)), (Code::Closed, Some(false))]);
 }

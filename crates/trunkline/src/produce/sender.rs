@@ -36,11 +36,30 @@ struct Wait {
     deadline: Instant,
     produced_at: Millis,
     mark: Option<Box<Mark>>,
-    done: oneshot::Sender<Result<Position>>,
+    /// Taken when it is answered.
+    done: Option<oneshot::Sender<Result<Position>>>,
     /// Whether an earlier try may have reached the broker.
     ambiguous: bool,
     /// Why the last try failed.
     last: Option<Error>,
+}
+
+/// Whoever was not answered before the sender was ended is told whether the broker may have the message.
+impl Drop for Wait {
+    fn drop(&mut self) {
+        if let Some(done) = self.done.take() {
+            let _ = done.send(Err(closed(self.ambiguous)));
+        }
+    }
+}
+
+/// The callers of a batch that is at the broker: if it is dropped there, the broker may have it all.
+struct InFlight(Vec<Wait>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(|wait| wait.ambiguous = true);
+    }
 }
 
 /// Messages beside those who wait for them, one for one: so that a batch is handed on without touching its messages.
@@ -172,6 +191,10 @@ impl Sender {
             && tokio::time::timeout_at(deadline.into(), &mut task).await.is_err()
         {
             task.abort();
+            // Whoever is not answered when it is gone never will be: what it had taken is answered as it is dropped, and
+            // nothing can be queued any more.
+            let _ = task.await;
+            drop(std::mem::take(&mut self.shared.queue.lock().batch));
         }
     }
 }
@@ -185,13 +208,14 @@ impl Drop for Sender {
 /// A message that is offered, with what the record says beside it.
 pub(crate) type Offer = (Outgoing, Option<Box<Mark>>);
 
-/// What an [`Answer`] came to: the task answers everything it takes; it only drops what it could not send before it was ended.
+/// What an [`Answer`] came to: everything that was queued is answered, at the latest when it is dropped.
 pub(crate) fn answered(answer: Result<Result<Position>, oneshot::error::RecvError>) -> Result<Position> {
-    answer.unwrap_or_else(|_| Err(closed()))
+    answer.unwrap_or_else(|_| Err(closed(true)))
 }
 
-fn closed() -> Error {
-    Error::new(Code::Closed, "this instance is closed").detail("ambiguous", false)
+fn closed(ambiguous: bool) -> Error {
+    let error = Error::new(Code::Closed, "this instance is closed").detail("ambiguous", ambiguous);
+    if ambiguous { error.next("the broker may have the message: look it up before it is produced again") } else { error }
 }
 
 fn unsent(message: &str) -> Error {
@@ -203,7 +227,7 @@ impl Shared {
     fn push(&self, offer: Offer, size: usize, times: Times, waits: bool) -> Result<Result<Answer, Offer>> {
         let mut queue = self.queue.lock();
         if self.end.is_cancelled() {
-            return Err(closed());
+            return Err(closed(false));
         }
         if queue.bytes > 0 && queue.bytes + size > QUEUE_BYTES {
             queue.waiting += usize::from(waits);
@@ -214,7 +238,7 @@ impl Shared {
         let (done, answer) = oneshot::channel();
         let Times { produced_at, since, deadline } = times;
         let (message, mark) = offer;
-        queue.batch.push(message, Wait { since, deadline, produced_at, mark, done, ambiguous: false, last: None });
+        queue.batch.push(message, Wait { since, deadline, produced_at, mark, done: Some(done), ambiguous: false, last: None });
         drop(queue);
         if first {
             self.some.notify_one();
@@ -328,6 +352,8 @@ impl Shared {
     async fn send(&self, batch: Batch) -> (Batch, Results) {
         let Batch { messages, waits } = batch;
         let messages = Arc::new(messages);
+        let mut flight = InFlight(waits);
+        let waits = &flight.0;
         let until = waits.iter().map(|wait| wait.deadline).max().unwrap_or_else(Instant::now);
         let sent = tokio::time::timeout_at(until.into(), self.provider.send(&self.topic, messages.clone())).await;
         let results = sent.unwrap_or_else(|_| {
@@ -339,7 +365,7 @@ impl Shared {
             waits.iter().map(|_| Err(late())).collect()
         });
         // A provider has let go of the batch when it answers; after a deadline it may still hold it.
-        (Batch { messages: Arc::unwrap_or_clone(messages), waits }, results)
+        (Batch { messages: Arc::unwrap_or_clone(messages), waits: std::mem::take(&mut flight.0) }, results)
     }
 
     /// Answers what is final, returns what may be sent again before its deadline.
@@ -407,7 +433,7 @@ impl Records {
 
 impl Wait {
     /// Tells the caller, and says what became of the message.
-    fn answer(self, answer: Result<Position>, now: Instant) -> Produced {
+    fn answer(mut self, answer: Result<Position>, now: Instant) -> Produced {
         let item = Produced {
             produced_at: self.produced_at,
             confirm_us: u32::try_from(now.duration_since(self.since).as_micros()).unwrap_or(u32::MAX),
@@ -416,10 +442,12 @@ impl Wait {
                 .as_ref()
                 .err()
                 .map(|error| Box::new(Failure { code: error.code().as_str(), message: error.message().to_owned() })),
-            mark: self.mark,
+            mark: self.mark.take(),
         };
-        // The caller may have gone; the message is confirmed all the same.
-        let _ = self.done.send(answer);
+        if let Some(done) = self.done.take() {
+            // The caller may have gone; the message is confirmed all the same.
+            let _ = done.send(answer);
+        }
         item
     }
 }
