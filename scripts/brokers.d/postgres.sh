@@ -47,6 +47,8 @@ host    all all               127.0.0.1/32 trust
 EOF
     : > "$STATE/initialized"
   fi
+  # Nothing of ours runs, or we would not be here. While the last one is a zombie, PostgreSQL would take its pid for a server.
+  rm -f "$home/data/postmaster.pid"
   COMMAND=("$(postgres_bin)/postgres" -D "$home/data" -p "$(port tcp)" -h 127.0.0.1 -k '' -c shared_buffers=32MB
     -c max_connections=200 -c ssl=on -c "ssl_cert_file=$home/server.pem" -c "ssl_key_file=$home/server.key"
     -c "ssl_ca_file=$home/ca.pem")

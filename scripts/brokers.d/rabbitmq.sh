@@ -73,9 +73,7 @@ EOF
     "$RABBITMQ_BIN/rabbitmq-server")
 }
 
-before() {
-  if ! owned epmd; then spawn epmd env ERL_EPMD_ADDRESS=127.0.0.1 epmd -port "$(port epmd)"; fi
-}
+before() { spawn epmd env ERL_EPMD_ADDRESS=127.0.0.1 epmd -port "$(port epmd)"; }
 after() { end_tree epmd TERM 5; }
 
 # The server's first frame: channel 0, method connection.start (10, 10).

@@ -56,6 +56,7 @@ up() {
   else
     # What a crash left behind.
     kill_tree server
+    after
     mkdir -p "$STATE"
     make_secrets
     allocate_ports
@@ -98,13 +99,14 @@ await() {
 
 need_server() { owned server || die "$NAME does not run; start it with: scripts/brokers up $NAME"; }
 
-kill_server() { need_server; kill_tree server; say "$NAME: killed"; }
+kill_server() { need_server; kill_tree server; after; say "$NAME: killed"; }
 stop_server() { need_server; signal_all STOP server; say "$NAME: stopped"; }
 cont_server() { need_server; signal_all CONT server; say "$NAME: continued"; }
 
 restart() {
   [ -f "$STATE/ports" ] && [ -f "$STATE/server.pid" ] || die "$NAME is not up; start it with: scripts/brokers up $NAME"
   kill_tree server
+  after
   start
   await
   say "$NAME: restarted"

@@ -53,6 +53,11 @@ allocate_ports() {
       printf '%s %s\n' "$name" "$number" >> "$STATE/ports.new"
       printf '%s\n' "$STATE" > "$PORT_CLAIMS/$number"
     done
+    if [ -f "$STATE/ports" ]; then
+      while read -r name number; do
+        grep -q " $number\$" "$STATE/ports.new" || rm -f "${PORT_CLAIMS:?}/$number"
+      done < "$STATE/ports"
+    fi
     mv "$STATE/ports.new" "$STATE/ports"
   ) 8>> "$PORT_CLAIMS/lock"
 }

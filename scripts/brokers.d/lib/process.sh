@@ -4,14 +4,15 @@
 say() { printf 'brokers: %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
-# proc_stat PID: state, parent, session and start time (ticks since boot) of a process; fails where there is none.
+# proc_stat PID: state, parent, session, threads and start time (ticks since boot) of a process; fails where there is none.
 proc_stat() {
   local line=
   { IFS= read -rd '' line < "/proc/$1/stat" || [ -n "$line" ]; } 2>/dev/null || return 1
   # The name in parentheses may hold anything; the fields begin after the last one.
   local -a fields
   read -ra fields <<< "${line##*) }"
-  PROC_STATE=${fields[0]} PROC_PARENT=${fields[1]} PROC_SESSION=${fields[3]} PROC_START=${fields[19]}
+  PROC_STATE=${fields[0]} PROC_PARENT=${fields[1]} PROC_SESSION=${fields[3]}
+  PROC_THREADS=${fields[17]} PROC_START=${fields[19]}
 }
 
 boot_id() { local id; read -r id < /proc/sys/kernel/random/boot_id; printf '%s' "$id"; }
@@ -30,8 +31,12 @@ read_record() {
   [ -f "$STATE/$1.pid" ] && read -r PID PID_START boot < "$STATE/$1.pid" && [ "$boot" = "$(boot_id)" ]
 }
 
-# alive PID START: whether that very process runs. A zombie does not.
-alive() { proc_stat "$1" && [ "$PROC_START" = "$2" ] && [ "$PROC_STATE" != Z ]; }
+# running: whether the process that proc_stat found does more than wait for its parent. A first thread that has ended is a
+# zombie too; its process keeps ports and files until the last thread has ended.
+running() { [ "$PROC_STATE" != Z ] || [ "$PROC_THREADS" -gt 1 ]; }
+
+# alive PID START: whether that very process runs.
+alive() { proc_stat "$1" && [ "$PROC_START" = "$2" ] && running; }
 
 # owned ROLE: whether the recorded process runs; sets PID.
 owned() { read_record "$1" && alive "$PID" "$PID_START"; }
@@ -43,7 +48,7 @@ members() {
   local -A parent=() session=() start=()
   for path in /proc/[0-9]*; do
     pid=${path#/proc/}
-    proc_stat "$pid" && [ "$PROC_STATE" != Z ] || continue
+    proc_stat "$pid" && running || continue
     parent[$pid]=$PROC_PARENT session[$pid]=$PROC_SESSION start[$pid]=$PROC_START
   done
   # Somebody else has our pid now. A pid is not given away while a session bears it, so none of ours is left.
