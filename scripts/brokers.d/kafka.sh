@@ -1,10 +1,13 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # Apache Kafka, one node, KRaft. Two listeners: plain, where everybody may do all, and SASL_SSL with PLAIN and SCRAM.
 
 KAFKA_OPTIONS=()
 [ -z "${TRUNKLINE_BROKERS_KAFKA_VERSION:-}" ] || KAFKA_OPTIONS=("-Dkafka.version=$TRUNKLINE_BROKERS_KAFKA_VERSION")
 
-needs() { printf 'java openjdk-17-jre-headless\nmvn maven\n'; }
+needs() {
+  printf 'java openjdk-17-jre-headless\n'
+  [ -d "$(jars_dir kafka "${KAFKA_OPTIONS[@]}")" ] || printf 'mvn maven\n'
+}
 check() { check_java; }
 fetch() { fetch_jars kafka "${KAFKA_OPTIONS[@]}"; }
 version() {

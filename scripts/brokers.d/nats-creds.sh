@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash source-path=SCRIPTDIR
 # NATS with TLS in operator mode: users are known by a credentials file.
 
 # shellcheck source=nats.sh

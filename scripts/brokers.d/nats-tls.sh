@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash source-path=SCRIPTDIR
 # NATS with TLS, users and passwords.
 
 # shellcheck source=nats.sh

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash source-path=SCRIPTDIR
 # NATS with TLS and a token.
 
 # shellcheck source=nats.sh

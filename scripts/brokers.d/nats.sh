@@ -1,9 +1,7 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # NATS with JetStream, plain: everybody may do all. nats-tls, nats-token and nats-creds are the same with TLS and one way each
 # to log in: a server takes only one of them.
 
-needs() { :; }
-check() { check_go; }
 fetch() { fetch_go nats . github.com/nats-io/nats-server/v2; }
 version() { awk '$1 == "github.com/nats-io/nats-server/v2" { print substr($2, 2) }' "$HERE/nats/go.mod"; }
 ports() { printf '%s\n' client; }
@@ -21,7 +19,6 @@ jetstream {
 }
 $(cat)
 EOF
-  # shellcheck disable=SC2034 # what brokers starts
   COMMAND=("$(go_dir nats)/nats-server" -c "$STATE/nats.conf")
 }
 

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # PostgreSQL. It refuses to run as root, so for root it runs as the package's user.
 
 # Fast shutdown; SIGTERM would wait for clients.
@@ -41,10 +41,6 @@ configure() {
     rm -rf "$home/data"
     (cd / && as_postgres "$(postgres_bin)/initdb" -D "$home/data" -U "$TEST_USER" -A trust -E UTF8 --locale=C.UTF-8) \
       > "$STATE/initdb.log" 2>&1 || { cat "$STATE/initdb.log" >&2; die "postgres: initdb failed"; }
-    # The users of the other servers need TLS and their password; the owner needs nothing.
-    cat > "$home/data/pg_hba.conf" <<EOF
-host    all all               127.0.0.1/32 trust
-EOF
     : > "$STATE/initialized"
   fi
   # Nothing of ours runs, or we would not be here. While the last one is a zombie, PostgreSQL would take its pid for a server.
@@ -63,6 +59,8 @@ prepare() {
   [ -n "$(postgres_sql postgres "select 1 from pg_database where datname = '$TEST_USER'")" ] ||
     postgres_sql postgres "create database $TEST_USER"
 }
+
+forget() { rm -rf "$(postgres_home)"; }
 
 settings() {
   setting POSTGRES "postgres://$TEST_USER@127.0.0.1:$(port tcp)/$TEST_USER"

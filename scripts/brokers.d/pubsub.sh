@@ -1,8 +1,6 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # The test server of Google's own Pub/Sub client. It keeps nothing over a restart.
 
-needs() { :; }
-check() { check_go; }
 fetch() { fetch_go pubsub .; }
 version() { awk '$1 == "cloud.google.com/go/pubsub/v2" || $2 == "cloud.google.com/go/pubsub/v2" { print $NF }' "$HERE/pubsub/go.mod"; }
 ports() { printf '%s\n' grpc; }

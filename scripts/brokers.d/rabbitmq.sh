@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # RabbitMQ, with its own name server (epmd). Two listeners: plain and TLS, both with the same users.
 
 RABBITMQ_BIN=/usr/lib/rabbitmq/bin
@@ -60,6 +60,7 @@ EOF
   local environment
   mapfile -t environment < <(rabbitmq_environment)
   {
+    # shellcheck disable=SC2016 # the PATH of whoever runs it
     printf '#!/bin/sh\nexec env -i PATH="$PATH"'
     printf " '%s'" "${environment[@]}"
     printf ' %s/rabbitmqctl "$@"\n' "$RABBITMQ_BIN"

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # Redis. Two listeners: plain, where everybody may do all, and TLS, for the users.
 
 needs() { printf 'redis-server redis-server\nredis-cli redis-tools\n'; }

@@ -1,7 +1,10 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # ElasticMQ for AWS SQS. It checks no credentials.
 
-needs() { printf 'java openjdk-17-jre-headless\nmvn maven\n'; }
+needs() {
+  printf 'java openjdk-17-jre-headless\n'
+  [ -d "$(jars_dir sqs)" ] || printf 'mvn maven\n'
+}
 check() { check_java; }
 fetch() { fetch_jars sqs; }
 version() {

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2153,SC2317 # names from scripts/brokers; functions that a broker's file calls or replaces
 # One broker's life. A file brokers.d/NAME.sh defines, on the variables NAME, STATE, DIR, HERE and CACHE:
 #   needs      "command package" lines: Debian's packages for commands that are missing
 #   check      whether what is installed will do
@@ -10,6 +10,7 @@
 #   prepare    once, after it has answered for the first time
 #   settings   `setting NAME VALUE` for each variable the tests read
 #   before, after   other processes it needs
+#   forget     removes what lies outside the state directory
 # What follows are the defaults.
 
 load() {
@@ -21,6 +22,7 @@ load() {
   prepare() { :; }
   before() { :; }
   after() { :; }
+  forget() { :; }
   # shellcheck disable=SC1090 # one of the files beside this folder
   source "$HERE/$NAME.sh"
 }
@@ -104,7 +106,7 @@ stop_server() { need_server; signal_all STOP server; say "$NAME: stopped"; }
 cont_server() { need_server; signal_all CONT server; say "$NAME: continued"; }
 
 restart() {
-  [ -f "$STATE/ports" ] && [ -f "$STATE/server.pid" ] || die "$NAME is not up; start it with: scripts/brokers up $NAME"
+  [ -f "$STATE/server.pid" ] || die "$NAME is not up; start it with: scripts/brokers up $NAME"
   kill_tree server
   after
   start
@@ -123,6 +125,7 @@ down() {
 
 purge() {
   down
+  if [ -d "$STATE" ]; then forget; fi
   release_ports
   rm -rf "$STATE"
 }

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2153
 # Getting the servers: Debian packages, jars through Maven, programs through Go. What is there already is left alone.
 
 SEARCH_PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/lib/rabbitmq/bin:/usr/local/go/bin
@@ -31,7 +31,7 @@ install_packages() {
   local sudo=() log=$CACHE/packages.log
   has apt-get || die "missing: $*. There is no apt-get here: install them by hand"
   if [ "$(id -u)" -ne 0 ]; then
-    has sudo && sudo -n true 2> /dev/null || die "missing: $*. Install them as root: apt-get install $*"
+    sudo -n true 2> /dev/null || die "missing: $*. Install them as root: apt-get install $*"
     sudo=(sudo -n)
   fi
   (
@@ -62,8 +62,8 @@ install_packages() {
 # at_least WANTED HAVE: compares versions.
 at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }
 
-# jars FOLDER [-Dname=value…]: the jars of brokers.d/FOLDER/pom.xml; sets JARS to the directory that holds them.
 jars_key() { { cat "$HERE/$1/pom.xml"; printf '%s\n' "${@:2}"; } | sha256sum | cut -c 1-12; }
+# jars_dir FOLDER [-Dname=value…]: where the jars of brokers.d/FOLDER/pom.xml lie once fetch_jars has fetched them.
 jars_dir() { printf '%s/%s-%s' "$CACHE" "$1" "$(jars_key "$@")"; }
 fetch_jars() {
   local folder=$1 target work log=$CACHE/$1.log
@@ -88,7 +88,7 @@ fetch_jars() {
   ) 8>> "$CACHE/maven.lock"
 }
 
-# The sums in go.sum pin every source; the key is the folder's content, so that a change builds anew.
+# go_dir FOLDER: where its programs lie. The key is the folder's content; go.sum in it pins every source.
 go_dir() { printf '%s/%s-%s' "$CACHE" "$1" "$(cat "$HERE/$1"/go.{mod,sum} "$HERE/$1"/*.go | sha256sum | cut -c 1-12)"; }
 # fetch_go FOLDER PACKAGE…: builds packages in the module brokers.d/FOLDER.
 fetch_go() {
@@ -99,6 +99,7 @@ fetch_go() {
   (
     flock -w 1800 8 || die "another build does not end ($CACHE/$folder.lock)"
     [ ! -d "$target" ] || exit 0
+    check_go
     say "$NAME: building with Go"
     work=$(mktemp -d "$CACHE/.go.XXXXXX")
     if ! (cd "$HERE/$folder" && PATH=$SEARCH_PATH GOWORK=off GOFLAGS=-mod=readonly timeout 1200 \

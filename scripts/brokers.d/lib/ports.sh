@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2153
 # Ports: chosen free at the first `up`, kept in $STATE/ports, and claimed, so that another state directory takes others.
 # They lie below the range the kernel takes for outgoing connections: otherwise a port could be gone while its server is down.
 

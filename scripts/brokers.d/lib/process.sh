@@ -27,7 +27,7 @@ record() {
 # read_record ROLE: sets PID and PID_START; fails where nothing was recorded, or before the last boot.
 read_record() {
   local boot
-  PID= PID_START=
+  PID='' PID_START=''
   [ -f "$STATE/$1.pid" ] && read -r PID PID_START boot < "$STATE/$1.pid" && [ "$boot" = "$(boot_id)" ]
 }
 
@@ -48,8 +48,9 @@ members() {
   local -A parent=() session=() start=()
   for path in /proc/[0-9]*; do
     pid=${path#/proc/}
-    proc_stat "$pid" && running || continue
-    parent[$pid]=$PROC_PARENT session[$pid]=$PROC_SESSION start[$pid]=$PROC_START
+    if proc_stat "$pid" && running; then
+      parent[$pid]=$PROC_PARENT session[$pid]=$PROC_SESSION start[$pid]=$PROC_START
+    fi
   done
   # Somebody else has our pid now. A pid is not given away while a session bears it, so none of ours is left.
   [ -z "${start[$leader]:-}" ] || [ "${start[$leader]}" = "$leader_start" ] || return 0
@@ -63,9 +64,10 @@ members() {
   while $grown; do
     grown=false
     for pid in "${!start[@]}"; do
-      [ -z "${ours[$pid]:-}" ] && [ -n "${ours[${parent[$pid]}]:-}" ] && [ "${parent[$pid]}" -gt 1 ] || continue
-      ours[$pid]=1
-      grown=true
+      if [ -z "${ours[$pid]:-}" ] && [ -n "${ours[${parent[$pid]}]:-}" ]; then
+        ours[$pid]=1
+        grown=true
+      fi
     done
   done
   [ -z "${ours[$leader]:-}" ] || printf '%s %s\n' "$leader" "${start[$leader]}"

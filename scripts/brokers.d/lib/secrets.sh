@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # A throwaway authority, certificates and passwords, made at the first `up` and gone with the state directory.
 
 TEST_USER=trunkline
