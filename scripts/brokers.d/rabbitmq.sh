@@ -75,7 +75,18 @@ EOF
 }
 
 before() { spawn epmd env ERL_EPMD_ADDRESS=127.0.0.1 epmd -port "$(port epmd)"; }
-after() { end_tree epmd TERM 5; }
+after() {
+  end_tree epmd TERM 5
+  # Where its epmd was killed, RabbitMQ starts another as a daemon. That one is ours if it has the environment we gave.
+  local path name
+  for path in /proc/[0-9]*; do
+    if read -r name 2> /dev/null < "$path/comm" && [ "$name" = epmd ] && grep -zqsx "HOME=$STATE/home" "$path/environ"; then
+      proc_stat "${path#/proc/}" || continue
+      record epmd "${path#/proc/}"
+      end_tree epmd TERM 5
+    fi
+  done
+}
 
 # The server's first frame: channel 0, method connection.start (10, 10).
 answers() {

@@ -106,8 +106,8 @@ fetch_go() {
       go build -trimpath -buildvcs=false -o "$work/" "$@") > "$log" 2>&1 < /dev/null; then
       tail -n 5 "$log" >&2
       rm -rf "$work"
-      die "go could not build $folder: $* ($(PATH=$SEARCH_PATH go version)). Where a module is missing above, it is the module
- proxy that GOPROXY names that did not give it (see $log)"
+      die "go could not build $folder ($(PATH=$SEARCH_PATH go version); see $log). Where a module is missing above, the module" \
+        "proxy that \`go env GOPROXY\` names did not give it"
     fi
     mv "$work" "$target"
     chmod 755 "$target"
