@@ -1,0 +1,116 @@
+// A server that speaks the protocol of Google Pub/Sub: the official client's test server on a port of its own.
+//
+//	pubsub -address 127.0.0.1:8085            serves
+//	pubsub -address 127.0.0.1:8085 -ask       asks a running server for its topics, and fails where it does not answer
+//
+// It keeps everything in memory.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	pb "cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
+	"cloud.google.com/go/pubsub/v2/pstest"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+func main() {
+	address := flag.String("address", "127.0.0.1:8085", "host and port")
+	ask := flag.Bool("ask", false, "ask the server there for its topics, then end")
+	streamTimeout := flag.Duration("stream-timeout", 0, "close each stream after this time, as the service does after half an hour; 0 is never")
+	flag.Parse()
+
+	if *ask {
+		if err := listTopics(*address); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+
+	// The test server listens on a port of its own, which nobody is told. Ours serves the same state with the service's limit
+	// on requests, where gRPC's default is 4 MiB, and survives what kills the other.
+	state := pstest.NewServerWithAddress("127.0.0.1:0")
+	state.SetStreamTimeout(*streamTimeout)
+	listener, err := net.Listen("tcp", *address)
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(4*maxRequest), grpc.ChainUnaryInterceptor(limit, extendEach))
+	pb.RegisterPublisherServer(server, &state.GServer)
+	pb.RegisterSubscriberServer(server, &state.GServer)
+	pb.RegisterSchemaServiceServer(server, &state.GServer)
+	go func() { log.Fatal(server.Serve(listener)) }()
+	log.Printf("serving on %s", listener.Addr())
+
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
+	<-stop
+}
+
+func listTopics(address string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	connection, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	_, err = pb.NewPublisherClient(connection).ListTopics(ctx, &pb.ListTopicsRequest{Project: "projects/ask"})
+	return err
+}
+
+// maxRequest is the service's limit on a request, in bytes.
+const maxRequest = 10 << 20
+
+// limit refuses what the service refuses, in its words.
+func limit(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	if message, ok := request.(proto.Message); ok && proto.Size(message) > maxRequest {
+		return nil, status.Errorf(codes.InvalidArgument, "Request payload size exceeds the limit: %d bytes.", maxRequest)
+	}
+	return handle(ctx, request)
+}
+
+// extendEach hands over the ids of a ModifyAckDeadline one by one and ignores those that the test server does not know, as the
+// service ignores leases that have ended. The test server dies of a nil pointer there: a client that lives on while the server
+// is started anew asks for just that.
+func extendEach(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	extend, ok := request.(*pb.ModifyAckDeadlineRequest)
+	if !ok || len(extend.AckIds) == 0 {
+		return handle(ctx, request)
+	}
+	var answer any
+	for _, id := range extend.AckIds {
+		one := &pb.ModifyAckDeadlineRequest{
+			Subscription: extend.Subscription, AckIds: []string{id}, AckDeadlineSeconds: extend.AckDeadlineSeconds,
+		}
+		var err error
+		if answer, err = survive(func() (any, error) { return handle(ctx, one) }); err != nil {
+			return nil, err
+		}
+	}
+	return answer, nil
+}
+
+func survive(call func() (any, error)) (answer any, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			log.Printf("ignored an unknown ack id: %v", cause)
+			answer, err = &emptypb.Empty{}, nil
+		}
+	}()
+	return call()
+}
