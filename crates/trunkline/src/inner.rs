@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,17 +29,9 @@ use crate::route::Route;
 use crate::store::{Address, Scope, Store};
 use crate::tracker::Tracker;
 
-/// See the module.
+/// See the module. What it was made of is read as if it were its own.
 pub(crate) struct Inner {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) catalog: Catalog,
-    pub(crate) tracker: Tracker,
-    pub(crate) directory: PathBuf,
-    pub(crate) single_host: bool,
-    pub(crate) lot_on_broker: bool,
-    pub(crate) wrap: Option<Wrap>,
-    pub(crate) sdk: String,
-    pub(crate) host: String,
+    parts: Parts,
     /// This process: in claims, leases and the registry.
     pub(crate) process: Arc<str>,
     pub(crate) tasks: TaskTracker,
@@ -58,6 +51,14 @@ pub(crate) type Wrap = Arc<dyn Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send
 
 /// Topics of one server and config share a connection.
 type ProviderKey = (ProviderKind, String);
+
+impl Deref for Inner {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -80,17 +81,8 @@ pub(crate) struct Parts {
 
 impl Inner {
     pub(crate) fn new(parts: Parts) -> Arc<Inner> {
-        let Parts { store, catalog, tracker, directory, single_host, lot_on_broker, wrap, sdk, host } = parts;
         Arc::new(Inner {
-            store,
-            catalog,
-            tracker,
-            directory,
-            single_host,
-            lot_on_broker,
-            wrap,
-            sdk,
-            host,
+            parts,
             process: MessageId::now().to_string().into(),
             tasks: TaskTracker::new(),
             end: CancellationToken::new(),

@@ -1,6 +1,7 @@
 //! One consumer: its subscription, what it has in hand, its workers, and the tasks that end with it.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
@@ -81,22 +82,10 @@ pub(crate) struct Parts {
     pub(crate) options: Options,
 }
 
-/// See the module.
+/// See the module. What it was made of is read as if it were its own.
 pub(crate) struct Engine {
-    pub(super) provider: Arc<dyn Provider>,
-    pub(super) topic: TopicSpec,
-    pub(super) group_spec: GroupSpec,
-    pub(crate) group: Arc<str>,
-    pub(crate) member: Arc<str>,
-    pub(crate) filed: Arc<Filed>,
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) lot: Arc<dyn Lot>,
-    pub(crate) tracker: Tracker,
-    pub(crate) dedupe: Option<Dedupe>,
-    pub(crate) dead_letter_copy: Option<DeadLetterCopy>,
-    pub(crate) route_epoch: u64,
+    parts: Parts,
     pub(crate) pulse: crate::background::Pulse,
-    pub(crate) options: Options,
     pub(crate) lanes: Mutex<Lanes>,
     pub(crate) work: Notify,
     pub(crate) finished: Mutex<Vec<Finished>>,
@@ -125,6 +114,14 @@ pub(crate) struct Engine {
     pub(super) tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
+impl Deref for Engine {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
+
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine").field("address", &self.filed.address).field("group", &self.group).finish_non_exhaustive()
@@ -134,39 +131,10 @@ impl fmt::Debug for Engine {
 impl Engine {
     /// Subscribes and starts working. Live when it returns.
     pub(crate) async fn start<H: Handler>(parts: Parts, handler: H) -> Result<Arc<Engine>> {
-        let Parts {
-            provider,
-            topic,
-            group_spec,
-            group,
-            member,
-            filed,
-            store,
-            lot,
-            tracker,
-            dedupe,
-            dead_letter_copy,
-            route_epoch,
-            paused,
-            options,
-        } = parts;
-        let concurrency = options.concurrency.max(1);
+        let concurrency = parts.options.concurrency.max(1);
         let engine = Arc::new(Engine {
-            lanes: Mutex::new(Lanes::new(concurrency, options.rate, Breaker::new(options.breaker))),
-            provider,
-            topic,
-            group_spec,
-            group,
-            member,
-            filed,
-            store,
-            lot,
-            tracker,
-            dedupe,
-            dead_letter_copy,
-            route_epoch,
+            lanes: Mutex::new(Lanes::new(concurrency, parts.options.rate, Breaker::new(parts.options.breaker))),
             pulse: crate::background::Pulse::default(),
-            options,
             work: Notify::new(),
             finished: Mutex::new(Vec::new()),
             finished_some: Notify::new(),
@@ -181,12 +149,13 @@ impl Engine {
             stuck: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             drained: Notify::new(),
-            paused: watch::Sender::new(Paused { owner: false, group: paused }),
+            paused: watch::Sender::new(Paused { owner: false, group: parts.paused }),
             state: watch::Sender::new(State::Connecting),
             stop: CancellationToken::new(),
             give_up: CancellationToken::new(),
             settle_end: CancellationToken::new(),
             tasks: Mutex::new(Vec::new()),
+            parts,
         });
         let feed = engine.lot.feed(engine.member.clone()).await?;
         *engine.feed.lock() = Some(feed.clone());

@@ -34,7 +34,7 @@ pub fn tier(wait: Millis) -> usize {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TopicLot {
     provider: Arc<dyn Provider>,
     tiers: Vec<TopicSpec>,
@@ -199,16 +199,7 @@ impl Lot for TopicLot {
         let options = SubscribeOptions { member: member.clone(), prefetch: PREFETCH };
         let subscription = self.provider.subscribe(&self.tiers, &self.group_spec, options.clone()).await?;
         Ok(Arc::new(TopicFeed {
-            lot: TopicLot {
-                provider: self.provider.clone(),
-                tiers: self.tiers.clone(),
-                dead: self.dead.clone(),
-                address: self.address.clone(),
-                group: self.group.clone(),
-                group_spec: self.group_spec.clone(),
-                store: self.store.clone(),
-                index: StoreLot::new(self.store.clone(), self.address.clone(), self.group.clone()),
-            },
+            lot: self.clone(),
             // What a reprocess set back to waiting lies in the index.
             revived: self.index.feed(member).await?,
             options,
