@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -16,7 +16,7 @@ use crate::breaker::Breaker;
 use crate::consume::handler::Handler;
 use crate::consume::lanes::Lanes;
 use crate::consume::settle::{Finished, Then};
-use crate::consume::state::State;
+use crate::consume::state::{Cause, Health, State};
 use crate::error::Result;
 use crate::history::Filed;
 use crate::lot::{Lot, LotFeed};
@@ -97,15 +97,11 @@ pub(crate) struct Engine {
     pub(super) running: Mutex<Vec<Option<(u32, CancellationToken)>>>,
     pub(crate) next_wait: Mutex<tokio::time::Instant>,
     pub(crate) settled: AtomicU64,
-    pub(crate) store_down: AtomicBool,
-    pub(crate) stuck: AtomicBool,
-    /// The chains of a shard are full.
-    pub(super) blocked: AtomicBool,
     /// Told when messages have left the hand, for a shard that is being given up.
     pub(crate) drained: Notify,
     /// By the consumer's owner, and by the catalogue for the whole group.
     pub(super) paused: watch::Sender<Paused>,
-    state: watch::Sender<State>,
+    pub(crate) health: Health,
     /// Stop receiving and starting.
     pub(super) stop: CancellationToken,
     /// The deadline of the close has passed.
@@ -145,12 +141,9 @@ impl Engine {
             running: Mutex::new((0..concurrency).map(|_| None).collect()),
             next_wait: Mutex::new(tokio::time::Instant::now()),
             settled: AtomicU64::new(0),
-            store_down: AtomicBool::new(false),
-            stuck: AtomicBool::new(false),
-            blocked: AtomicBool::new(false),
             drained: Notify::new(),
             paused: watch::Sender::new(Paused { owner: false, group: parts.paused }),
-            state: watch::Sender::new(State::Connecting),
+            health: Health::new(),
             stop: CancellationToken::new(),
             give_up: CancellationToken::new(),
             settle_end: CancellationToken::new(),
@@ -166,7 +159,7 @@ impl Engine {
                 return Err(error);
             }
         };
-        engine.set_state(State::Live);
+        engine.note(Cause::Connecting, false);
         let handler = Arc::new(handler);
         let mut tasks = vec![
             tokio::spawn(engine.clone().supervise(first)),
@@ -197,19 +190,18 @@ impl Engine {
         self.running.lock()[slot] = what;
     }
 
-    pub(crate) fn set_state(&self, state: State) {
-        self.state.send_if_modified(|now| {
-            let changed = *now != state && *now != State::Closed;
-            if changed {
-                tracing::info!(address = %self.filed.address, group = %self.group, state = %state.text(), "consumer");
-                *now = state;
-            }
-            changed
-        });
+    /// Notes what is the matter, or no longer is; whether that is news.
+    pub(crate) fn note(&self, cause: Cause, holds: bool) -> bool {
+        let news = self.health.set(cause, holds);
+        if news {
+            let state = self.health.state().borrow().text();
+            tracing::info!(address = %self.filed.address, group = %self.group, ?cause, holds, state, "consumer");
+        }
+        news
     }
 
     pub(crate) fn state(&self) -> watch::Receiver<State> {
-        self.state.subscribe()
+        self.health.state()
     }
 
     pub(crate) fn in_hand(&self) -> usize {
@@ -300,7 +292,7 @@ impl Engine {
         if let Some(subscription) = subscription {
             subscription.close(Instant::now() + left.min(Duration::from_secs(5))).await;
         }
-        self.set_state(State::Closed);
+        self.note(Cause::Closed, true);
     }
 }
 
@@ -313,7 +305,7 @@ impl Engine {
         for task in self.tasks.lock().drain(..) {
             task.abort();
         }
-        self.set_state(State::Closed);
+        self.note(Cause::Closed, true);
     }
 }
 

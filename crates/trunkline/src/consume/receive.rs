@@ -1,13 +1,12 @@
 //! The receiving side: a subscription that is rebuilt when it dies, and what becomes of what it brings.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::consume::engine::Engine;
 use crate::consume::lanes::{Source, Work};
 use crate::consume::settle::{Finished, Then};
-use crate::consume::state::State;
+use crate::consume::state::Cause;
 use crate::delivery::{Delivery, EnvelopeId};
 use crate::error::{Code, Error, Result};
 use crate::history::{Attempt, Step};
@@ -37,7 +36,8 @@ impl Engine {
             self.lose(None);
             let started = Instant::now();
             let _ = tokio::time::timeout(REBUILD.1, subscription.close(started + REBUILD.1)).await;
-            self.set_state(State::Degraded("reconnecting"));
+            self.note(Cause::Reconnecting, true);
+            self.health.provider(None);
             subscription = loop {
                 tokio::select! {
                     () = self.stop.cancelled() => return,
@@ -50,7 +50,7 @@ impl Engine {
                 }
             };
             pause = REBUILD.0;
-            self.set_state(State::Live);
+            self.note(Cause::Reconnecting, false);
         }
     }
 
@@ -72,8 +72,8 @@ impl Engine {
                 continue;
             }
             let blocked = self.options.ordered && self.lanes.lock().chains_full(CHAIN_MOST);
-            if self.blocked.swap(blocked, Ordering::Relaxed) != blocked {
-                self.set_state(if blocked { State::Degraded("key_blocked") } else { State::Live });
+            if blocked != self.health.is(Cause::KeyBlocked) {
+                self.note(Cause::KeyBlocked, blocked);
             }
             let room = self.room().filter(|_| !blocked);
             let Some((count, bytes)) = room else {
@@ -99,7 +99,7 @@ impl Engine {
     pub(super) fn room(&self) -> Option<(usize, usize)> {
         let lanes = self.lanes.lock();
         let Prefetch { count, bytes } = self.options.prefetch;
-        let stopped = (lanes.breaker.is_open() && lanes.ready() > 0) || self.store_down.load(Ordering::Relaxed);
+        let stopped = (lanes.breaker.is_open() && lanes.ready() > 0) || self.health.is(Cause::StoreDown);
         (lanes.count < count && lanes.bytes < bytes && !stopped).then(|| (count - lanes.count, bytes - lanes.bytes))
     }
 
@@ -121,8 +121,8 @@ impl Engine {
                 tokio::spawn(self.clone().revoke(subscription.clone(), route, shard, deadline));
             }
             Signal::Lost { shard, .. } => self.lose(Some(shard)),
-            Signal::State(SubscriptionState::Live) => self.set_state(State::Live),
-            Signal::State(SubscriptionState::Degraded(reason)) => self.set_state(State::Degraded(reason)),
+            Signal::State(SubscriptionState::Live) => self.health.provider(None),
+            Signal::State(SubscriptionState::Degraded(word)) => self.health.provider(Some(word)),
         }
     }
 

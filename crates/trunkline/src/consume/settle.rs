@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::consume::engine::Engine;
 use crate::consume::lanes::{Source, Work};
-use crate::consume::state::State;
+use crate::consume::state::Cause;
 use crate::delivery::{Settle, Settled};
 use crate::history::{Attempt, Batch};
 use crate::store::{LotEntry, LotMessage, LotSettle, LotState};
@@ -298,13 +298,8 @@ impl Engine {
     }
 
     fn set_store_down(&self, down: bool) {
-        if self.store_down.swap(down, std::sync::atomic::Ordering::Relaxed) != down {
-            if down {
-                self.set_state(State::Degraded("store_down"));
-            } else {
-                self.set_state(State::Live);
-                self.space.notify_one();
-            }
+        if self.note(Cause::StoreDown, down) && !down {
+            self.space.notify_one();
         }
     }
 }
