@@ -50,11 +50,12 @@ pub struct ConsumeOptions {
     pub dead_letter: Option<String>,
     /// At most this many messages in hand; 1,000 by default.
     pub prefetch: Option<usize>,
-    /// At most this many bytes in hand (one message may pass it); 64 MB by default.
+    /// At most this many bytes in hand (one message may pass it); by default, and at most, what all consumers of the
+    /// instance may have in hand together, see [`Builder::in_hand_bytes`](crate::Builder::in_hand_bytes).
     pub prefetch_bytes: Option<usize>,
     /// At most this many messages are started per second by this consumer; unbounded by default.
     pub rate: Option<f64>,
-    /// Waits written to the lot per second; 500 by default.
+    /// Waits that the group's consumers in this process write to the lot per second; 500 by default.
     pub waits_per_second: Option<f64>,
 }
 
@@ -369,6 +370,12 @@ impl Env {
             Some(event) => Some(self.dead_letter_copy(&event).await?),
             None => None,
         };
+        let most = inner.hand.most();
+        let bytes = options.prefetch_bytes.unwrap_or(most);
+        if bytes > most {
+            return Err(Error::input("prefetch_bytes", format!("`prefetch_bytes` is {bytes}, but all consumers have {most} together"))
+                .next("lower it, or raise `in_hand_bytes` where the instance is opened"));
+        }
         let concurrency = options.concurrency.or(defaults.concurrency.map(|n| n as usize)).unwrap_or(16);
         let count = options.prefetch.unwrap_or(1_000).max(concurrency);
         let parts = Parts {
@@ -392,10 +399,12 @@ impl Env {
                 grace: options.grace.unwrap_or(Duration::from_secs(30)),
                 breaker: options.breaker.unwrap_or(true),
                 ordered,
-                prefetch: Prefetch { count, bytes: options.prefetch_bytes.unwrap_or(64 << 20) },
+                prefetch: Prefetch { count, bytes },
                 waits_per_second: options.waits_per_second.unwrap_or(500.0),
                 rate: options.rate,
             },
+            share: inner.group_share(&route.filed.address, &group),
+            hand: inner.hand.clone(),
         };
         let engine = Engine::start(parts, handler).await.map_err(subscribe_failed)?;
         inner.engines.lock().push(Arc::downgrade(&engine));

@@ -17,6 +17,7 @@ use crate::background::publish_from_topics;
 use crate::catalog::{Catalog, RouteEntry};
 use crate::config::{ProviderConfig, ProviderKind};
 use crate::consume::engine::Engine;
+use crate::consume::shared::{GroupShare, Hand};
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
 use crate::history::{Batch, Class, Filed};
@@ -37,6 +38,10 @@ pub(crate) struct Inner {
     pub(crate) tasks: TaskTracker,
     pub(crate) end: CancellationToken,
     pub(crate) delayed: Arc<Notify>,
+    /// What the consumers of a group share, while there are any.
+    groups: Mutex<HashMap<(Address, Arc<str>), std::sync::Weak<GroupShare>>>,
+    /// What all consumers have in hand.
+    pub(crate) hand: Arc<Hand>,
     pub(crate) engines: Mutex<Vec<std::sync::Weak<Engine>>>,
     /// Who stands in the registry because of this process.
     pub(crate) reported: Mutex<HashSet<String>>,
@@ -77,22 +82,26 @@ pub(crate) struct Parts {
     pub(crate) wrap: Option<Wrap>,
     pub(crate) sdk: String,
     pub(crate) host: String,
+    /// The bytes that all consumers may have in hand.
+    pub(crate) in_hand: usize,
 }
 
 impl Inner {
     pub(crate) fn new(parts: Parts) -> Arc<Inner> {
         Arc::new(Inner {
-            parts,
             process: MessageId::now().to_string().into(),
             tasks: TaskTracker::new(),
             end: CancellationToken::new(),
             delayed: Arc::new(Notify::new()),
+            groups: Mutex::default(),
+            hand: Hand::new(parts.in_hand),
             engines: Mutex::new(Vec::new()),
             reported: Mutex::default(),
             providers: tokio::sync::Mutex::new(HashMap::new()),
             routes: RwLock::new(HashMap::new()),
             opening: tokio::sync::Mutex::new(()),
             closed: std::sync::atomic::AtomicBool::new(false),
+            parts,
         })
     }
 
@@ -263,6 +272,19 @@ impl Inner {
 }
 
 impl Inner {
+    /// What the consumers of this group in this process share.
+    pub(crate) fn group_share(&self, address: &Address, group: &Arc<str>) -> Arc<GroupShare> {
+        let mut groups = self.groups.lock();
+        groups.retain(|_, share| share.strong_count() > 0);
+        let key = (address.clone(), group.clone());
+        if let Some(share) = groups.get(&key).and_then(std::sync::Weak::upgrade) {
+            return share;
+        }
+        let share = GroupShare::new();
+        groups.insert(key, Arc::downgrade(&share));
+        share
+    }
+
     /// Whether the catalogue says that the group is paused.
     pub(crate) fn is_paused(&self, address: &Address, group: &str) -> bool {
         self.catalog

@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 
 use crate::catalog::Catalog;
+use crate::consume::shared::IN_HAND;
 use crate::error::{Code, Error, Result};
 use crate::history::History;
 use crate::inner::{Inner, Parts, Wrap};
@@ -113,6 +114,7 @@ pub struct Builder {
     url: Option<String>,
     single_host: bool,
     sdk: Option<String>,
+    in_hand_bytes: Option<usize>,
     lot_on_broker: bool,
     wrap: Option<Wrap>,
 }
@@ -143,6 +145,14 @@ impl Builder {
     #[must_use]
     pub fn sdk(mut self, sdk: impl Into<String>) -> Self {
         self.sdk = Some(sdk.into());
+        self
+    }
+
+    /// At most this many bytes of messages are in hand over all consumers of the instance (64 MB by default). A consumer that
+    /// has nothing in hand may take one message all the same.
+    #[must_use]
+    pub fn in_hand_bytes(mut self, most: usize) -> Self {
+        self.in_hand_bytes = Some(most);
         self
     }
 
@@ -182,6 +192,7 @@ impl Builder {
             wrap: self.wrap,
             sdk: self.sdk.unwrap_or_else(|| "rust".into()),
             host: host_name(),
+            in_hand: self.in_hand_bytes.unwrap_or(IN_HAND),
         });
         inner.start_background();
         Ok(Trunkline(inner))

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use crate::consume::engine::Engine;
 use crate::consume::lanes::{Source, Work};
 use crate::consume::receive::REBUILD;
+use crate::consume::shared::Appetite;
 use crate::lot::LotFeed;
 use crate::message::header;
-use crate::store::{LotEntry, LotSettle};
+use crate::store::{LotEntry, LotMessage, LotSettle};
 
 impl Engine {
     pub(super) async fn wake_held(self: Arc<Self>) {
@@ -34,8 +35,11 @@ impl Engine {
     /// Hands over what is due in the lot.
     pub(super) async fn feed_due(self: Arc<Self>, feed: Arc<dyn LotFeed>) {
         let mut pause = REBUILD.0;
+        // The lot is asked for a number of messages, so their size is guessed from those before.
+        let mut typical = 1_024;
         while !self.stop.is_cancelled() {
-            let Some((room, _)) = self.room() else {
+            let wanted = (typical * self.options.concurrency.max(16) * 4).min(Appetite::LEAST.max(typical));
+            let Ok((room, asked)) = self.room(wanted) else {
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_millis(50)) => {}
                     () = self.stop.cancelled() => return,
@@ -43,7 +47,7 @@ impl Engine {
                 continue;
             };
             let shards = self.options.ordered.then(|| self.lanes.lock().owned());
-            let most = room.min(self.options.concurrency.max(16) * 4);
+            let most = room.min(asked.bytes.div_ceil(typical).max(1));
             let due = tokio::select! {
                 due = feed.next(most, shards.as_deref(), Duration::from_millis(500)) => due,
                 () = self.stop.cancelled() => return,
@@ -53,7 +57,10 @@ impl Engine {
                     pause = REBUILD.0;
                     self.reconcile_chains().await;
                 }
-                Ok(due) => self.take_due(&feed, due).await,
+                Ok(due) => {
+                    typical = due.iter().map(|(_, entry)| in_hand(&entry.message)).max().unwrap_or(typical).max(1);
+                    self.take_due(&feed, due).await;
+                }
                 Err(error) => {
                     tracing::warn!(%error, group = %self.group, "the lot cannot be read");
                     tokio::select! {
@@ -85,7 +92,7 @@ impl Engine {
                 continue;
             }
             let message = entry.message;
-            let size = message.payload.len() + message.headers.size() + 64;
+            let size = in_hand(&message);
             let epoch = lanes.epochs.get(&message.position.shard).copied().unwrap_or(0);
             lanes.admit(Work {
                 source: Source::Lot(handle),
@@ -127,4 +134,9 @@ impl Engine {
             }
         }
     }
+}
+
+/// The bytes a message from the lot holds in memory.
+fn in_hand(message: &LotMessage) -> usize {
+    message.payload.len() + message.headers.size() + 64
 }

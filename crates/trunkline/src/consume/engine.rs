@@ -12,10 +12,10 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::breaker::Breaker;
 use crate::consume::handler::Handler;
 use crate::consume::lanes::Lanes;
 use crate::consume::settle::{Finished, Then};
+use crate::consume::shared::{GroupShare, Hand};
 use crate::consume::state::{Cause, Health, State};
 use crate::error::Result;
 use crate::history::Filed;
@@ -80,6 +80,10 @@ pub(crate) struct Parts {
     /// Whether its group is paused: then nothing is received before it is resumed.
     pub(crate) paused: bool,
     pub(crate) options: Options,
+    /// Shared with the other consumers of the group in this process.
+    pub(crate) share: Arc<GroupShare>,
+    /// Shared with all consumers of this process.
+    pub(crate) hand: Arc<Hand>,
 }
 
 /// See the module. What it was made of is read as if it were its own.
@@ -95,7 +99,6 @@ pub(crate) struct Engine {
     pub(crate) feed: Mutex<Option<Arc<dyn LotFeed>>>,
     pub(super) subscription: Mutex<(Option<Arc<dyn Subscription>>, u64)>,
     pub(super) running: Mutex<Vec<Option<(u32, CancellationToken)>>>,
-    pub(crate) next_wait: Mutex<tokio::time::Instant>,
     pub(crate) settled: AtomicU64,
     /// Told when messages have left the hand, for a shard that is being given up.
     pub(crate) drained: Notify,
@@ -129,7 +132,7 @@ impl Engine {
     pub(crate) async fn start<H: Handler>(parts: Parts, handler: H) -> Result<Arc<Engine>> {
         let concurrency = parts.options.concurrency.max(1);
         let engine = Arc::new(Engine {
-            lanes: Mutex::new(Lanes::new(concurrency, parts.options.rate, Breaker::new(parts.options.breaker))),
+            lanes: Mutex::new(Lanes::new(concurrency, parts.options.rate, parts.share.side(parts.options.breaker), parts.hand.clone())),
             pulse: crate::background::Pulse::default(),
             work: Notify::new(),
             finished: Mutex::new(Vec::new()),
@@ -139,7 +142,6 @@ impl Engine {
             feed: Mutex::new(None),
             subscription: Mutex::new((None, 0)),
             running: Mutex::new((0..concurrency).map(|_| None).collect()),
-            next_wait: Mutex::new(tokio::time::Instant::now()),
             settled: AtomicU64::new(0),
             drained: Notify::new(),
             paused: watch::Sender::new(Paused { owner: false, group: parts.paused }),
@@ -160,6 +162,7 @@ impl Engine {
             }
         };
         engine.note(Cause::Connecting, false);
+        engine.share.join(&engine);
         let handler = Arc::new(handler);
         let mut tasks = vec![
             tokio::spawn(engine.clone().supervise(first)),
@@ -292,11 +295,19 @@ impl Engine {
         if let Some(subscription) = subscription {
             subscription.close(Instant::now() + left.min(Duration::from_secs(5))).await;
         }
+        self.leave_group();
         self.note(Cause::Closed, true);
     }
 }
 
 impl Engine {
+    /// Nothing of this consumer runs any more: if it was probing for its group, another one may.
+    fn leave_group(&self) {
+        if self.lanes.lock().breaker.probe_ended() {
+            self.share.probe_over();
+        }
+    }
+
     /// Stops at once: nothing is settled any more, what is in hand is handed out again when its lease ends.
     pub(crate) fn abandon(&self) {
         self.stop.cancel();
@@ -305,6 +316,7 @@ impl Engine {
         for task in self.tasks.lock().drain(..) {
             task.abort();
         }
+        self.leave_group();
         self.note(Cause::Closed, true);
     }
 }
@@ -314,5 +326,6 @@ impl Drop for Engine {
         for task in self.tasks.lock().iter() {
             task.abort();
         }
+        self.leave_group();
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::consume::engine::Engine;
 use crate::consume::lanes::{Source, Work};
 use crate::consume::settle::{Finished, Then};
+use crate::consume::shared::{Appetite, Asked};
 use crate::consume::state::Cause;
 use crate::delivery::{Delivery, EnvelopeId};
 use crate::error::{Code, Error, Result};
@@ -21,6 +22,15 @@ const WAIT: Duration = Duration::from_secs(5);
 pub(super) const REBUILD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// The chains of a shard may hold so many messages; then the receive stops until they are shorter.
 const CHAIN_MOST: u64 = 1_000;
+
+/// Why nothing may be taken in hand.
+#[derive(Debug)]
+pub(super) enum Full {
+    /// This consumer has its fill, or must not receive.
+    Consumer,
+    /// All consumers of the process together have theirs.
+    Process,
+}
 
 impl Engine {
     /// Receives until closed; a subscription that is dead or silent is rebuilt.
@@ -58,6 +68,7 @@ impl Engine {
     pub(super) async fn receive(self: &Arc<Self>, subscription: &Arc<dyn Subscription>) -> Result<()> {
         let generation = self.current().1;
         let mut paused = self.paused.subscribe();
+        let mut appetite = Appetite::new();
         loop {
             if self.stop.is_cancelled() {
                 return Ok(());
@@ -75,32 +86,46 @@ impl Engine {
             if blocked != self.health.is(Cause::KeyBlocked) {
                 self.note(Cause::KeyBlocked, blocked);
             }
-            let room = self.room().filter(|_| !blocked);
-            let Some((count, bytes)) = room else {
-                tokio::select! {
-                    () = self.space.notified() => {}
-                    () = self.stop.cancelled() => return Ok(()),
+            let (count, asked) = match self.room(appetite.bytes()) {
+                Ok(room) if !blocked => room,
+                full => {
+                    tokio::select! {
+                        () = self.space.notified() => {}
+                        () = self.hand.freed(), if matches!(full, Err(Full::Process)) => {}
+                        () = self.stop.cancelled() => return Ok(()),
+                    }
+                    continue;
                 }
-                continue;
             };
             let signals = tokio::select! {
-                signals = tokio::time::timeout(WAIT * 2, subscription.next(count, bytes, WAIT)) => signals
+                signals = tokio::time::timeout(WAIT * 2, subscription.next(count, asked.bytes.max(1), WAIT)) => signals
                     .map_err(|_| Error::new(Code::Timeout, "the subscription gave no sign of life"))??,
                 _ = paused.changed() => continue,
                 () = self.stop.cancelled() => return Ok(()),
             };
+            appetite.fed(signals.iter().map(size_of).sum());
             for signal in signals {
                 self.take(subscription, generation, signal).await;
             }
+            drop(asked);
         }
     }
 
-    /// How many messages and bytes may still be taken in hand; `None` while nothing may be.
-    pub(super) fn room(&self) -> Option<(usize, usize)> {
+    /// How many messages may still be taken in hand, and how many bytes of those that are wanted. Who has nothing in hand
+    /// may take one message also while the process has no room left, so that no consumer can starve another.
+    pub(super) fn room(&self, wanted: usize) -> Result<(usize, Asked), Full> {
         let lanes = self.lanes.lock();
         let Prefetch { count, bytes } = self.options.prefetch;
         let stopped = (lanes.breaker.is_open() && lanes.ready() > 0) || self.health.is(Cause::StoreDown);
-        (lanes.count < count && lanes.bytes < bytes && !stopped).then(|| (count - lanes.count, bytes - lanes.bytes))
+        if lanes.count >= count || lanes.bytes >= bytes || stopped {
+            return Err(Full::Consumer);
+        }
+        let asked = self.hand.ask(wanted.min(bytes - lanes.bytes));
+        match asked.bytes {
+            0 if lanes.count > 0 => Err(Full::Process),
+            0 => Ok((1, asked)),
+            _ => Ok((count - lanes.count, asked)),
+        }
     }
 
     pub(super) async fn take(self: &Arc<Self>, subscription: &Arc<dyn Subscription>, generation: u64, signal: Signal) {
@@ -157,15 +182,11 @@ impl Engine {
             let mut lanes = self.lanes.lock();
             // They were handled before: in hand only until the ack.
             for known in &finished {
-                lanes.count += 1;
-                lanes.bytes += known.size;
-                *lanes.by_shard.entry(known.shard).or_default() += 1;
+                lanes.come(known.shard, known.size);
             }
             for work in works {
                 if let Some(reason) = self.unfit(&work) {
-                    lanes.count += 1;
-                    lanes.bytes += work.size;
-                    *lanes.by_shard.entry(work.position.shard).or_default() += 1;
+                    lanes.come(work.position.shard, work.size);
                     let entry = self.entry(&work, LotState::Dead, self.store.now(), work.attempts, Some(reason.into()), None);
                     finished.push(Finished::of(&work, Then::Lot(Box::new(entry)), Some(unhandled(&work, reason)), false));
                 } else if let Some(behind) = lanes.admit(work) {
@@ -224,6 +245,11 @@ impl Engine {
             first: true,
         }
     }
+}
+
+/// The bytes that a signal brings.
+fn size_of(signal: &Signal) -> usize {
+    if let Signal::Deliveries { items, .. } = signal { items.iter().map(Delivery::size).sum() } else { 0 }
 }
 
 /// The record of a burial that no handler saw.

@@ -284,14 +284,7 @@ impl Engine {
         if waits == 0 {
             return;
         }
-        let pause = {
-            let mut next = self.next_wait.lock();
-            let now = tokio::time::Instant::now();
-            let at = (*next).max(now);
-            *next = at + Duration::from_secs_f64(waits as f64 / self.options.waits_per_second.max(1.0));
-            // A burst of one second's worth passes at once.
-            at.duration_since(now).saturating_sub(Duration::from_secs(1))
-        };
+        let pause = self.share.pace(waits, self.options.waits_per_second);
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }

@@ -237,13 +237,9 @@ impl Engine {
             lanes.running -= 1;
             let counted = !lanes.breaker.is_open();
             match run.counts {
-                Some(ok) if lanes.breaker.outcome(now, ok, probe) => {
-                    let open = lanes.breaker.is_open();
-                    self.note(Cause::HandlerFailing, open);
-                    self.work.notify_waiters();
-                    self.space.notify_one();
-                }
-                None if probe => lanes.breaker.probe_ended(),
+                Some(ok) if lanes.breaker.outcome(now, ok, probe) => self.share.changed(),
+                Some(_) if probe => self.share.probe_over(),
+                None if probe && lanes.breaker.probe_ended() => self.share.probe_over(),
                 _ => {}
             }
             let standing = Standing { attempts: work.attempts, deliveries: work.deliveries, counted, may_hold: lanes.may_hold() };
