@@ -15,7 +15,6 @@ use crate::error::{Code, Error, Result};
 use crate::event::Event;
 use crate::lot::Lot;
 use crate::lot::store::StoreLot;
-use crate::lot::topics::TopicLot;
 use crate::message::{MessageId, header};
 use crate::policy::{LotPlace, Schedule};
 use crate::policy_config::{self, OnStoreDown};
@@ -348,15 +347,9 @@ impl Env {
         if !entry.groups.iter().any(|known| known.name == group && !known.is_default) {
             inner.catalog.know_group(self.product_tag(), &route.filed.address.event, &group, Some(start.clone())).await?;
         }
-        let lot: Arc<dyn Lot> = match place {
-            LotPlace::Store => Arc::new(StoreLot::new(inner.store.clone(), route.filed.address.clone(), group.clone())),
-            LotPlace::Topics => Arc::new(TopicLot::of_group(
-                route.provider.clone(),
-                &route.topic,
-                route.filed.address.clone(),
-                group.clone(),
-                inner.store.clone(),
-            )),
+        let lot: Arc<dyn Lot> = match route.lot_of(&group).filter(|_| place == LotPlace::Topics) {
+            Some(lot) => lot,
+            None => Arc::new(StoreLot::new(inner.store.clone(), route.filed.address.clone(), group.clone())),
         };
         let (window, open) = match (options.dedupe, defaults.dedupe) {
             (Some(window), _) => (Some(window), !options.dedupe_closed),

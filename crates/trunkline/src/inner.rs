@@ -195,6 +195,7 @@ impl Inner {
             process: self.process.clone(),
             delayed: self.delayed.clone(),
             delays,
+            lots: Mutex::default(),
             pulse: crate::background::Pulse::default(),
             epoch: entry.epoch,
         })
@@ -272,6 +273,23 @@ impl Inner {
 }
 
 impl Inner {
+    /// Reads what the dead topics of an event say into the store, for one group or all that the catalogue knows.
+    pub(crate) async fn catch_up(&self, product: &str, env: &str, event: &Event, group: Option<&str>) -> Result<()> {
+        let route = self.route(product, env, event.as_str()).await?;
+        for lot in self.lots_on_broker(&route, group)? {
+            lot.catch_up().await?;
+        }
+        Ok(())
+    }
+
+    /// The lots of a route that lie on the broker: of delayed publishes, and of the groups that the catalogue knows.
+    pub(crate) fn lots_on_broker(&self, route: &Route, group: Option<&str>) -> Result<Vec<Arc<TopicLot>>> {
+        let Address { product, env, event } = &route.filed.address;
+        let entry = self.catalog.route(product, env, event)?;
+        let groups = entry.groups.iter().map(|known| &*known.name).chain([""]);
+        Ok(groups.filter(|name| group.is_none_or(|group| group == *name)).filter_map(|name| route.lot_of(name)).collect())
+    }
+
     /// What the consumers of this group in this process share.
     pub(crate) fn group_share(&self, address: &Address, group: &Arc<str>) -> Arc<GroupShare> {
         let mut groups = self.groups.lock();

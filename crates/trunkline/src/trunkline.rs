@@ -17,13 +17,14 @@ use crate::error::{Code, Error, Result};
 use crate::history::History;
 use crate::inner::{Inner, Parts, Wrap};
 use crate::message::{Headers, Millis};
+use crate::policy::LotPlace;
 use crate::produce::{ProduceOptions, Receipt, produce};
 use crate::provider::Provider;
 use crate::route::Route;
 use crate::secret::Sealer;
 use crate::store::datadir::DataDir;
 use crate::store::sqlite::{Options as StoreOptions, SqliteStore};
-use crate::store::{Member, MemberRole, Store};
+use crate::store::{Address, Member, MemberRole, Store};
 use crate::tracker::Tracker;
 
 /// An open instance. Cheap to clone; [`Trunkline::close`] ends it.
@@ -95,6 +96,25 @@ impl Trunkline {
     /// `STORE_FAILED`.
     pub async fn flush(&self) -> Result<()> {
         self.0.tracker.flushed().await.map(drop)
+    }
+
+    /// Opens every route whose waiting messages and dead letters lie on its broker, so that this instance publishes what is
+    /// due there and indexes what died there. What cannot be opened is named with the reason.
+    pub async fn attend(&self) -> Vec<(Address, Error)> {
+        let mut failed = Vec::new();
+        for product in self.catalog().list_products() {
+            for broker in self.catalog().list_brokers(&product.tag).unwrap_or_default() {
+                for env in broker.envs.iter().filter(|env| self.0.lot_place(env.kind) == LotPlace::Topics) {
+                    for topic in &broker.topics {
+                        if let Err(error) = self.0.route(&product.tag, &env.slug, topic.tag.as_str()).await {
+                            let (product, env) = (product.tag.as_str().into(), env.slug.as_str().into());
+                            failed.push((Address { product, env, event: topic.tag.clone() }, error));
+                        }
+                    }
+                }
+            }
+        }
+        failed
     }
 
     /// Drains consumers, sends what waits, writes the history, closes connections; at most `within` and a little.

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use crate::consume::engine::Engine;
 use crate::consume::lanes::{Source, Work};
 use crate::consume::receive::REBUILD;
+use crate::consume::settle::Finished;
 use crate::consume::shared::Appetite;
+use crate::delivery::Deliveries;
 use crate::lot::LotFeed;
 use crate::message::header;
 use crate::store::{LotEntry, LotMessage, LotSettle};
@@ -73,7 +75,8 @@ impl Engine {
     }
 
     pub(super) async fn take_due(&self, feed: &Arc<dyn LotFeed>, due: Vec<(u64, LotEntry)>) {
-        let not_ours = self.admit_due(due);
+        let (not_ours, buried) = self.admit_due(due);
+        self.hand_over(buried);
         if !not_ours.is_empty()
             && let Err(error) = feed.settle(not_ours).await
         {
@@ -81,9 +84,9 @@ impl Engine {
         }
     }
 
-    /// Takes what is due in hand; what is no longer this member's to run is returned.
-    pub(super) fn admit_due(&self, due: Vec<(u64, LotEntry)>) -> Vec<(u64, LotSettle)> {
-        let mut not_ours = Vec::new();
+    /// Takes what is due in hand. What is no longer this member's to run is returned, and what must be buried unhandled.
+    pub(super) fn admit_due(&self, due: Vec<(u64, LotEntry)>) -> (Vec<(u64, LotSettle)>, Vec<Finished>) {
+        let (mut not_ours, mut buried) = (Vec::new(), Vec::new());
         let mut lanes = self.lanes.lock();
         for (handle, entry) in due {
             // The shard went to another member while its chain was being claimed.
@@ -94,7 +97,7 @@ impl Engine {
             let message = entry.message;
             let size = in_hand(&message);
             let epoch = lanes.epochs.get(&message.position.shard).copied().unwrap_or(0);
-            lanes.admit(Work {
+            let work = Work {
                 source: Source::Lot(handle),
                 id: message.id,
                 position: message.position,
@@ -105,18 +108,22 @@ impl Engine {
                 headers: message.headers,
                 payload: message.payload,
                 attempts: entry.attempts,
-                deliveries: crate::delivery::Deliveries::Unknown,
+                deliveries: Deliveries::UpperBound(entry.deliveries),
                 produced_at: message.produced_at,
                 size,
                 first: entry.attempts == 0,
-            });
+            };
+            match self.unfit(&work) {
+                Some(reason) => buried.push(self.bury_unhandled(&mut lanes, &work, reason)),
+                None => drop(lanes.admit(work)),
+            }
         }
         let wake = lanes.ready().min(lanes.idle).min(2);
         drop(lanes);
         for _ in 0..wake {
             self.work.notify_one();
         }
-        not_ours
+        (not_ours, buried)
     }
 
     /// A message that was in the lot already when it came again was counted twice: the lot's own count decides.

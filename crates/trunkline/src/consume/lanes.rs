@@ -189,6 +189,12 @@ impl Lanes {
         self.held.len() < self.held_most && !self.closing
     }
 
+    /// From now on every retry goes to the lot.
+    #[cfg(test)]
+    pub(super) fn hold_nothing(&mut self) {
+        self.held_most = 0;
+    }
+
     /// Keeps it in flight until then. Its key stays busy.
     pub(crate) fn hold(&mut self, until: Instant, work: Work) {
         self.ticket += 1;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::consume::engine::Engine;
-use crate::consume::lanes::{Source, Work};
+use crate::consume::lanes::{Lanes, Source, Work};
 use crate::consume::settle::{Finished, Then};
 use crate::consume::shared::{Appetite, Asked};
 use crate::consume::state::Cause;
@@ -186,9 +186,7 @@ impl Engine {
             }
             for work in works {
                 if let Some(reason) = self.unfit(&work) {
-                    lanes.come(work.position.shard, work.size);
-                    let entry = self.entry(&work, LotState::Dead, self.store.now(), work.attempts, Some(reason.into()), None);
-                    finished.push(Finished::of(&work, Then::Lot(Box::new(entry)), Some(unhandled(&work, reason)), false));
+                    finished.push(self.bury_unhandled(&mut lanes, &work, reason));
                 } else if let Some(behind) = lanes.admit(work) {
                     finished.push(self.behind(&behind));
                 }
@@ -209,6 +207,13 @@ impl Engine {
             return Some("broken_envelope");
         }
         is_crash_loop(&self.options.schedule, work.deliveries).then_some("crash_loop")
+    }
+
+    /// Takes it in hand for as long as it takes to bury it.
+    pub(super) fn bury_unhandled(&self, lanes: &mut Lanes, work: &Work, reason: &'static str) -> Finished {
+        lanes.come(work.position.shard, work.size);
+        let entry = self.entry(work, LotState::Dead, self.store.now(), work.attempts, Some(reason.into()), None);
+        Finished::of(work, Then::Lot(Box::new(entry)), Some(unhandled(work, reason)), false)
     }
 
     pub(super) fn decode(&self, delivery: Delivery, epoch: u64, generation: u64) -> Work {

@@ -72,6 +72,7 @@ impl Engine {
             error,
             died_at: (state == LotState::Dead).then_some(due_at),
             job: None,
+            deliveries: 0,
             message: LotMessage {
                 id: work.id,
                 key: work.key.clone(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -10,6 +10,8 @@ use crate::consume::handler::{Context, Raw, Verdict};
 use crate::consume::state::State;
 use crate::{Builder, Consumer, Env, Schedule, Trunkline};
 
+mod delayed;
+mod lot;
 mod shared;
 
 const EVENT: &str = "orders:created";
@@ -24,10 +26,15 @@ struct Bed {
 
 impl Bed {
     async fn new(build: impl FnOnce(Builder) -> Builder) -> Bed {
+        Bed::on(json!({}), build).await
+    }
+
+    /// With this config of the broker.
+    async fn on(config: Value, build: impl FnOnce(Builder) -> Builder) -> Bed {
         let dir = tempfile::tempdir().expect("a directory");
         let builder = Trunkline::builder().url(dir.path().join("data").to_string_lossy());
         let trunkline = build(builder).open().await.expect("it opens");
-        let broker = json!({ "name": "Orders", "tag": "orders", "envs": [{ "slug": "prd", "type": "EMBEDDED", "config": {} }] });
+        let broker = json!({ "name": "Orders", "tag": "orders", "envs": [{ "slug": "prd", "type": "EMBEDDED", "config": config }] });
         trunkline.catalog().create_broker(Some("shop"), broker).await.expect("a broker");
         let topic = json!({ "name": "Created", "tag": EVENT });
         trunkline.catalog().create_topic(Some("shop"), topic).await.expect("a topic");
