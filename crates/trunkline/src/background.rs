@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use crate::consume::engine::Engine;
 use crate::consume::state::State;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::inner::Inner;
 use crate::lot::{Lot, LotFeed};
-use crate::message::now_ms;
+use crate::message::{Millis, millis, now_ms};
+use crate::policy::Schedule;
 use crate::produce::{ProduceOptions, produce};
 use crate::route::Route;
 use crate::store::{LotEntry, LotSettle, Member, MemberRole};
@@ -26,8 +27,6 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_secs(60);
 /// A claimed publish that is not settled within this is claimed again.
 const CLAIM: Duration = Duration::from_secs(45);
-/// A failed publish is tried again after this.
-const AGAIN: Duration = Duration::from_secs(5);
 
 impl Inner {
     /// Starts the work; it ends with the instance.
@@ -58,6 +57,7 @@ impl Inner {
         each(HEARTBEAT, |inner| Box::pin(async move { inner.heartbeat().await }));
         each(SWEEP, |inner| Box::pin(async move { inner.sweep().await }));
         each(Duration::from_secs(5), |inner| Box::pin(async move { inner.adopt_jobs().await }));
+        each(Duration::from_secs(5), |inner| Box::pin(async move { inner.tend_lots().await }));
         self.tasks.spawn(publish_delayed(Arc::downgrade(self), self.end.clone(), self.delayed.clone()));
     }
 
@@ -66,6 +66,25 @@ impl Inner {
         for engine in self.engines.lock().iter().filter_map(Weak::upgrade) {
             engine.pause_by_group(self.is_paused(&engine.filed.address, &engine.group));
         }
+    }
+
+    /// Looks after the lots on the brokers: what was set back to waiting goes there, what other hosts buried is indexed here.
+    async fn tend_lots(&self) -> Result<()> {
+        let mut failed = Ok(());
+        for route in self.open_routes() {
+            // Of a topic that another process removed there is nothing to look after.
+            for lot in self.lots_on_broker(&route, None).unwrap_or_default() {
+                let tended = async {
+                    lot.forward(&self.process).await?;
+                    lot.catch_up().await
+                };
+                // One broker that is away keeps nobody from the others.
+                if let Err(error) = tended.await {
+                    failed = Err(error.context("the lot on the broker"));
+                }
+            }
+        }
+        failed
     }
 
     async fn sweep(&self) -> Result<()> {
@@ -217,17 +236,29 @@ impl Inner {
         let address = &entry.address;
         let sent = async {
             let route = self.route(&address.product, &address.env, address.event.as_str()).await?;
-            publish(&route, &entry).await
+            publish(&route, &entry).await?;
+            // It was a dead letter that was handed over again: the other hosts are told that it is one no longer.
+            match route.lot_of("") {
+                Some(lot) => lot.gone(std::slice::from_ref(&entry)).await,
+                None => Ok(()),
+            }
         };
         let settle = match sent.await {
             Ok(()) => LotSettle::Done,
-            Err(error) => LotSettle::Wait {
-                due_at: self.store.now() + crate::message::millis(AGAIN),
-                attempts: entry.attempts + 1,
-                error: Some(error.to_string()),
-            },
+            Err(error) => unpublished(&entry, &error, self.store.now(), rand::random()),
         };
         (entry.seq, settle)
+    }
+}
+
+/// What becomes of a delayed publish that failed: it is tried again on the schedule that handlers have by default, then it is
+/// a dead letter without a group, which a reprocess publishes.
+fn unpublished(entry: &LotEntry, error: &Error, now: Millis, roll: f64) -> LotSettle {
+    let (attempts, text) = (entry.attempts + 1, Some(error.to_string()));
+    tracing::warn!(%error, address = %entry.address, id = %entry.message.id, attempts, "a delayed publish failed");
+    match Schedule::default().after(attempts, roll) {
+        Some((_, after)) => LotSettle::Wait { due_at: now + millis(after), attempts, error: text },
+        None => LotSettle::Bury { reason: "publish_failed".into(), attempts, error: text },
     }
 }
 
@@ -263,16 +294,14 @@ pub(crate) async fn publish_from_topics(
             for (handle, entry) in due {
                 let settle = match publish(&route, &entry).await {
                     Ok(()) => LotSettle::Done,
-                    Err(error) => {
-                        LotSettle::Wait { due_at: now_ms() + 5_000, attempts: entry.attempts + 1, error: Some(error.to_string()) }
-                    }
+                    Err(error) => unpublished(&entry, &error, route.store.now(), rand::random()),
                 };
                 settles.push((handle, settle));
             }
             if !settles.is_empty() {
                 feed.settle(settles).await?;
             }
-            Ok::<_, crate::Error>(true)
+            Ok::<_, Error>(true)
         };
         let result = tokio::select! {
             result = work => result,
@@ -292,5 +321,50 @@ pub(crate) async fn publish_from_topics(
     }
     if let Some(feed) = feed {
         feed.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+    use crate::store::{Address, LotMessage, LotState};
+
+    #[test]
+    fn a_publish_that_fails_backs_off_and_is_then_a_dead_letter() {
+        let event = "orders:created".parse().expect("an event");
+        let message = LotMessage {
+            id: crate::MessageId::now(),
+            key: None,
+            headers: crate::Headers::new(),
+            payload: bytes::Bytes::new(),
+            produced_at: 0,
+            position: crate::delivery::Position::default(),
+        };
+        let mut entry = LotEntry {
+            seq: 1,
+            state: LotState::Publish,
+            address: Address { product: "shop".into(), env: "prd".into(), event },
+            group: "".into(),
+            chain: None,
+            due_at: 0,
+            attempts: 0,
+            reason: None,
+            error: None,
+            died_at: None,
+            job: None,
+            deliveries: 0,
+            message,
+        };
+        let error = Error::new(Code::PublishFailed, "the broker is away");
+        let mut waits = Vec::new();
+        while let LotSettle::Wait { due_at, attempts, error: text } = unpublished(&entry, &error, 1_000, 0.5) {
+            assert!(text.is_some_and(|text| text.contains("the broker is away")));
+            waits.push((due_at - 1_000) / 1_000);
+            entry.attempts = attempts;
+        }
+        assert_eq!(waits, [1, 5, 30, 120, 600, 1_800, 7_200, 21_600]);
+        let LotSettle::Bury { reason, attempts, .. } = unpublished(&entry, &error, 1_000, 0.5) else { panic!("it is not lost") };
+        assert_eq!((reason.as_str(), attempts), ("publish_failed", 9));
     }
 }

@@ -1,7 +1,8 @@
 //! The group breaker: a handler that fails for everything stops the group instead of burying a topic.
 //!
 //! At least 20 outcomes in 10 s of which at least half failed open it. While it is open one message at a time probes,
-//! with growing pauses, each time another one, and no attempt is counted. The first success closes it.
+//! with growing pauses, each time another one, and no attempt is counted. The first success closes it. The consumers of a
+//! group in one process share one breaker, and one of them probes for all.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -15,7 +16,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Counts the outcomes of one group in one process.
 #[derive(Debug)]
 pub(crate) struct Breaker {
-    enabled: bool,
     buckets: VecDeque<(Instant, u64, u64)>,
     open: Option<Open>,
 }
@@ -24,7 +24,8 @@ pub(crate) struct Breaker {
 struct Open {
     pause: Duration,
     probe_at: Instant,
-    probing: bool,
+    /// Whose probe is running.
+    probing: Option<u64>,
 }
 
 /// Whether a message may start now.
@@ -41,10 +42,10 @@ pub(crate) enum Gate {
 }
 
 impl Breaker {
-    /// A closed one; `enabled: false` never opens.
+    /// A closed one.
     #[must_use]
-    pub(crate) fn new(enabled: bool) -> Self {
-        Breaker { enabled, buckets: VecDeque::new(), open: None }
+    pub(crate) fn new() -> Self {
+        Breaker { buckets: VecDeque::new(), open: None }
     }
 
     /// Whether it is open: failures are not counted.
@@ -53,14 +54,14 @@ impl Breaker {
         self.open.is_some()
     }
 
-    /// Whether a message may start; taking [`Gate::Probe`] marks the probe as running.
-    pub(crate) fn gate(&mut self, now: Instant) -> Gate {
+    /// Whether a message of this consumer may start; taking [`Gate::Probe`] marks its probe as running.
+    pub(crate) fn gate(&mut self, now: Instant, who: u64) -> Gate {
         match &mut self.open {
             None => Gate::Go,
-            Some(open) if open.probing => Gate::Wait,
+            Some(open) if open.probing.is_some() => Gate::Wait,
             Some(open) if now < open.probe_at => Gate::Until(open.probe_at),
             Some(open) => {
-                open.probing = true;
+                open.probing = Some(who);
                 Gate::Probe
             }
         }
@@ -68,9 +69,6 @@ impl Breaker {
 
     /// A handler's success or failure. `true` if the breaker opened or closed by it.
     pub(crate) fn outcome(&mut self, now: Instant, ok: bool, probe: bool) -> bool {
-        if !self.enabled {
-            return false;
-        }
         if let Some(open) = &mut self.open {
             if ok {
                 self.open = None;
@@ -80,7 +78,7 @@ impl Breaker {
             if probe {
                 open.pause = (open.pause * 2).min(LONGEST_PAUSE);
                 open.probe_at = now + open.pause;
-                open.probing = false;
+                open.probing = None;
             }
             return false;
         }
@@ -99,16 +97,21 @@ impl Breaker {
         }
         let (all, failed) = self.buckets.iter().fold((0, 0), |sum, (_, all, failed)| (sum.0 + all, sum.1 + failed));
         if all >= LEAST && failed * 2 >= all {
-            self.open = Some(Open { pause: FIRST_PAUSE, probe_at: now + FIRST_PAUSE, probing: false });
+            self.open = Some(Open { pause: FIRST_PAUSE, probe_at: now + FIRST_PAUSE, probing: None });
             return true;
         }
         false
     }
 
-    /// The probe ended without an outcome that counts (a verdict, a cancel): the next message may probe at once.
-    pub(crate) fn probe_ended(&mut self) {
-        if let Some(open) = &mut self.open {
-            open.probing = false;
+    /// The consumer's probe ended without an outcome that counts (a verdict, a cancel, its close): the next message may probe
+    /// at once. `false` if none of its own was running.
+    pub(crate) fn probe_ended(&mut self, who: u64) -> bool {
+        match &mut self.open {
+            Some(open) if open.probing == Some(who) => {
+                open.probing = None;
+                true
+            }
+            _ => false,
         }
     }
 }
@@ -120,34 +123,28 @@ mod tests {
     #[test]
     fn opens_at_half_of_twenty_and_closes_at_the_first_success() {
         let start = Instant::now();
-        let mut breaker = Breaker::new(true);
+        let mut breaker = Breaker::new();
         for n in 0..19 {
             assert!(!breaker.outcome(start, n % 2 == 0, false));
         }
         assert!(breaker.outcome(start, false, false) && breaker.is_open());
-        assert_eq!(breaker.gate(start), Gate::Until(start + FIRST_PAUSE));
+        assert_eq!(breaker.gate(start, 0), Gate::Until(start + FIRST_PAUSE));
         let later = start + FIRST_PAUSE;
-        assert_eq!((breaker.gate(later), breaker.gate(later)), (Gate::Probe, Gate::Wait));
+        assert_eq!((breaker.gate(later, 0), breaker.gate(later, 0)), (Gate::Probe, Gate::Wait));
         breaker.outcome(later, false, true);
-        assert_eq!(breaker.gate(later), Gate::Until(later + FIRST_PAUSE * 2));
-        assert_eq!(breaker.gate(later + FIRST_PAUSE * 2), Gate::Probe);
+        assert_eq!(breaker.gate(later, 0), Gate::Until(later + FIRST_PAUSE * 2));
+        assert_eq!(breaker.gate(later + FIRST_PAUSE * 2, 0), Gate::Probe);
         assert!(breaker.outcome(later, true, true));
-        assert_eq!(breaker.gate(later), Gate::Go);
+        assert_eq!(breaker.gate(later, 0), Gate::Go);
     }
 
     #[test]
     fn old_outcomes_are_forgotten() {
         let start = Instant::now();
-        let mut breaker = Breaker::new(true);
+        let mut breaker = Breaker::new();
         for _ in 0..19 {
             breaker.outcome(start, false, false);
         }
         assert!(!breaker.outcome(start + WINDOW + BUCKET, false, false));
-    }
-
-    #[test]
-    fn off_stays_off() {
-        let mut breaker = Breaker::new(false);
-        assert!((0..100).all(|_| !breaker.outcome(Instant::now(), false, false)));
     }
 }

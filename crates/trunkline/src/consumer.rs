@@ -15,7 +15,6 @@ use crate::error::{Code, Error, Result};
 use crate::event::Event;
 use crate::lot::Lot;
 use crate::lot::store::StoreLot;
-use crate::lot::topics::TopicLot;
 use crate::message::{MessageId, header};
 use crate::policy::{LotPlace, Schedule};
 use crate::policy_config::{self, OnStoreDown};
@@ -50,11 +49,12 @@ pub struct ConsumeOptions {
     pub dead_letter: Option<String>,
     /// At most this many messages in hand; 1,000 by default.
     pub prefetch: Option<usize>,
-    /// At most this many bytes in hand (one message may pass it); 64 MB by default.
+    /// At most this many bytes in hand (one message may pass it); by default, and at most, what all consumers of the
+    /// instance may have in hand together, see [`Builder::in_hand_bytes`](crate::Builder::in_hand_bytes).
     pub prefetch_bytes: Option<usize>,
     /// At most this many messages are started per second by this consumer; unbounded by default.
     pub rate: Option<f64>,
-    /// Waits written to the lot per second; 500 by default.
+    /// Waits that the group's consumers in this process write to the lot per second; 500 by default.
     pub waits_per_second: Option<f64>,
 }
 
@@ -347,15 +347,9 @@ impl Env {
         if !entry.groups.iter().any(|known| known.name == group && !known.is_default) {
             inner.catalog.know_group(self.product_tag(), &route.filed.address.event, &group, Some(start.clone())).await?;
         }
-        let lot: Arc<dyn Lot> = match place {
-            LotPlace::Store => Arc::new(StoreLot::new(inner.store.clone(), route.filed.address.clone(), group.clone())),
-            LotPlace::Topics => Arc::new(TopicLot::of_group(
-                route.provider.clone(),
-                &route.topic,
-                route.filed.address.clone(),
-                group.clone(),
-                inner.store.clone(),
-            )),
+        let lot: Arc<dyn Lot> = match route.lot_of(&group).filter(|_| place == LotPlace::Topics) {
+            Some(lot) => lot,
+            None => Arc::new(StoreLot::new(inner.store.clone(), route.filed.address.clone(), group.clone())),
         };
         let (window, open) = match (options.dedupe, defaults.dedupe) {
             (Some(window), _) => (Some(window), !options.dedupe_closed),
@@ -369,6 +363,12 @@ impl Env {
             Some(event) => Some(self.dead_letter_copy(&event).await?),
             None => None,
         };
+        let most = inner.hand.most();
+        let bytes = options.prefetch_bytes.unwrap_or(most);
+        if bytes > most {
+            return Err(Error::input("prefetch_bytes", format!("`prefetch_bytes` is {bytes}, but all consumers have {most} together"))
+                .next("lower it, or raise `in_hand_bytes` where the instance is opened"));
+        }
         let concurrency = options.concurrency.or(defaults.concurrency.map(|n| n as usize)).unwrap_or(16);
         let count = options.prefetch.unwrap_or(1_000).max(concurrency);
         let parts = Parts {
@@ -392,10 +392,12 @@ impl Env {
                 grace: options.grace.unwrap_or(Duration::from_secs(30)),
                 breaker: options.breaker.unwrap_or(true),
                 ordered,
-                prefetch: Prefetch { count, bytes: options.prefetch_bytes.unwrap_or(64 << 20) },
+                prefetch: Prefetch { count, bytes },
                 waits_per_second: options.waits_per_second.unwrap_or(500.0),
                 rate: options.rate,
             },
+            share: inner.group_share(&route.filed.address, &group),
+            hand: inner.hand.clone(),
         };
         let engine = Engine::start(parts, handler).await.map_err(subscribe_failed)?;
         inner.engines.lock().push(Arc::downgrade(&engine));

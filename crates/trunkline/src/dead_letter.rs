@@ -1,5 +1,6 @@
 //! Dead letters: found, grouped, shown, edited, handed over again, discarded. The ledger of a reprocess is exact.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,9 +9,11 @@ use serde_json::{Value, json};
 
 use crate::error::{Code, Error, Result};
 use crate::history::{Batch, Step};
+use crate::lot::topics::TopicLot;
 use crate::message::{Headers, MessageId, Millis, now_ms};
+use crate::policy::LotPlace;
 use crate::produce::{ProduceOptions, produce};
-use crate::store::{DeadGroup, Job, LotEdit, LotEntry, LotFilter, LotState};
+use crate::store::{Address, DeadGroup, Job, LotEdit, LotEntry, LotFilter, LotState};
 use crate::trunkline::Env;
 
 /// What a reprocess moves in one transaction.
@@ -93,6 +96,7 @@ impl Env {
     /// # Errors
     /// `STORE_FAILED`.
     pub async fn dead_letters(&self, filter: &DeadFilter, page: usize, limit: usize) -> Result<(Vec<LotEntry>, u64)> {
+        self.look_at_brokers(filter).await;
         let filter = self.lot_filter(filter);
         let offset = page.saturating_sub(1) * limit;
         Ok((self.inner().store.lot_list(&filter, limit, offset, true).await?, self.inner().store.lot_count(&filter).await?))
@@ -103,6 +107,7 @@ impl Env {
     /// # Errors
     /// `STORE_FAILED`.
     pub async fn dead_groups(&self, filter: &DeadFilter) -> Result<Vec<DeadGroup>> {
+        self.look_at_brokers(filter).await;
         self.inner().store.lot_groups(&self.lot_filter(filter)).await
     }
 
@@ -111,7 +116,9 @@ impl Env {
     /// # Errors
     /// `MESSAGE_NOT_FOUND` if there is none.
     pub async fn dead_letter(&self, id: MessageId) -> Result<Vec<LotEntry>> {
-        let filter = self.lot_filter(&DeadFilter { ids: vec![id], ..DeadFilter::default() });
+        let filter = DeadFilter { ids: vec![id], ..DeadFilter::default() };
+        self.look_at_brokers(&filter).await;
+        let filter = self.lot_filter(&filter);
         let found = self.inner().store.lot_list(&filter, 100, 0, false).await?;
         if found.is_empty() {
             return Err(Error::new(Code::MessageNotFound, format!("no dead letter {id} in {}/{}", self.product_tag(), self.slug()))
@@ -133,10 +140,16 @@ impl Env {
         headers: Option<Headers>,
     ) -> Result<u64> {
         let mut edited = 0;
-        for entry in self.dead_letter(id).await? {
-            if group.is_none_or(|group| group == &*entry.group)
-                && self.inner().store.lot_edit(entry.seq, LotEdit { payload: payload.clone(), headers: headers.clone() }).await?
-            {
+        for mut entry in self.dead_letter(id).await? {
+            if group.is_some_and(|group| group != &*entry.group) {
+                continue;
+            }
+            if let Some(lot) = self.lot_on_broker(&entry).await? {
+                entry.message.payload = payload.clone().unwrap_or(entry.message.payload);
+                entry.message.headers = headers.clone().unwrap_or(entry.message.headers);
+                lot.amended(&entry).await?;
+            }
+            if self.inner().store.lot_edit(entry.seq, LotEdit { payload: payload.clone(), headers: headers.clone() }).await? {
                 edited += 1;
             }
         }
@@ -151,12 +164,14 @@ impl Env {
     /// # Errors
     /// `STORE_FAILED`.
     pub async fn discard_dead_letters(&self, filter: &DeadFilter) -> Result<u64> {
+        self.look_at_brokers(filter).await;
         let mut filter = self.lot_filter(filter);
         let mut gone = 0;
         loop {
             let found = self.inner().store.lot_list(&filter, STEP, 0, false).await?;
             let Some(last) = found.last() else { return Ok(gone) };
             filter.after = Some(last.seq);
+            self.say_gone(&found).await?;
             let seqs: Vec<u64> = found.iter().map(|entry| entry.seq).collect();
             gone += self.inner().store.lot_discard(&seqs).await?;
         }
@@ -168,6 +183,7 @@ impl Env {
     /// `STORE_FAILED`.
     pub async fn reprocess(&self, what: Reprocess) -> Result<Reprocessed> {
         let store = &self.inner().store;
+        self.look_at_brokers(&what.filter).await;
         let matched = store.lot_count(&self.lot_filter(&what.filter)).await?;
         let matched = what.limit.map_or(matched, |limit| matched.min(limit));
         if what.dry_run || matched == 0 {
@@ -235,6 +251,7 @@ impl Env {
                             what.payload.as_ref().map(|payload| LotEdit { payload: Some(payload.to_string().into()), headers: None });
                         let revived = store.lot_revive(id, &filter, edit.as_ref(), step).await?;
                         self.record_reprocessed(&revived).await;
+                        self.forward(&revived).await;
                         revived.len()
                     }
                     Target::Topic => self.replay_dead(&mut job, &what, filter, step).await?,
@@ -276,6 +293,7 @@ impl Env {
             let route = self.inner().route(&entry.address.product, &entry.address.env, entry.address.event.as_str()).await?;
             let result = match produce(&route, payload, options).await {
                 Ok(_) => {
+                    self.say_gone(std::slice::from_ref(entry)).await?;
                     store.lot_discard(&[entry.seq]).await?;
                     self.inner().record(Batch::Replayed { filed: route.filed.clone(), id: entry.message.id, by: id, at: now_ms() });
                     job.done += 1;
@@ -323,6 +341,63 @@ impl Env {
                 consumer: self.inner().process.clone(),
                 items: vec![item],
             });
+        }
+    }
+
+    /// Where dead letters lie on a broker, the index of this host is brought up to date. A broker that cannot be reached
+    /// leaves it as it is.
+    async fn look_at_brokers(&self, filter: &DeadFilter) {
+        let (inner, product) = (self.inner(), self.product_tag());
+        let Ok(brokers) = inner.catalog.list_brokers(product) else { return };
+        for broker in brokers.iter().filter(|broker| filter.broker.as_ref().is_none_or(|tag| *tag == broker.tag)) {
+            let Some(kind) = broker.envs.iter().find(|env| env.slug == self.slug()).map(|env| env.kind) else { continue };
+            if inner.lot_place(kind) != LotPlace::Topics {
+                continue;
+            }
+            for topic in broker.topics.iter().filter(|topic| filter.topic.as_deref().is_none_or(|tag| tag == topic.tag.topic())) {
+                if let Err(error) = inner.catch_up(product, self.slug(), &topic.tag, filter.group.as_deref()).await {
+                    tracing::warn!(%error, event = %topic.tag, "dead letters on the broker cannot be read: what is known here is shown");
+                }
+            }
+        }
+    }
+
+    /// The lot on the broker that a letter lies in; none if it lies in the store, or its topic is no longer there.
+    async fn lot_on_broker(&self, entry: &LotEntry) -> Result<Option<Arc<TopicLot>>> {
+        let Address { product, env, event } = &entry.address;
+        match self.inner().route(product, env, event.as_str()).await {
+            Ok(route) => Ok(route.lot_of(&entry.group)),
+            Err(error)
+                if matches!(error.code(), Code::ProductNotFound | Code::BrokerNotFound | Code::BrokerEnvNotFound | Code::TopicNotFound) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says on the broker that these letters are no longer ones.
+    async fn say_gone(&self, entries: &[LotEntry]) -> Result<()> {
+        for of in entries.chunk_by(|a, b| (&a.address, &a.group) == (&b.address, &b.group)) {
+            if let Some(lot) = self.lot_on_broker(&of[0]).await? {
+                lot.gone(of).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves what was set back to waiting to the broker, where its lot lies there. What cannot be moved now is moved later.
+    async fn forward(&self, entries: &[LotEntry]) {
+        for of in entries.chunk_by(|a, b| (&a.address, &a.group) == (&b.address, &b.group)) {
+            let moved = async {
+                match self.lot_on_broker(&of[0]).await? {
+                    Some(lot) => lot.forward(&self.inner().process).await,
+                    None => Ok(()),
+                }
+            };
+            if let Err(error) = moved.await {
+                tracing::warn!(%error, group = %of[0].group, "what is to be handled again waits until the broker is back");
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::error::{Code, Error, Result};
 use crate::message::Millis;
 use crate::provider::{GroupSpec, Remove, Start};
-use crate::store::{Member, MemberRole};
+use crate::store::{LotCounts, Member, MemberRole};
 use crate::trunkline::Env;
 
 /// One group as it stands.
@@ -67,6 +67,16 @@ impl Env {
             });
         }
         Ok(groups)
+    }
+
+    /// What waits to be published on a topic, as far as this store knows it: `publish` waits, `failing` of it failed and is
+    /// tried again, `dead` was given up and is published by a reprocess.
+    ///
+    /// # Errors
+    /// `TOPIC_NOT_FOUND` and the others of a route; `STORE_FAILED`.
+    pub async fn delayed_publishes(&self, event: &str) -> Result<LotCounts> {
+        let route = self.route(event).await?;
+        self.inner().store.lot_counts(&route.filed.address, Some("")).await
     }
 
     /// One group.

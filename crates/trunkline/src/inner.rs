@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +17,7 @@ use crate::background::publish_from_topics;
 use crate::catalog::{Catalog, RouteEntry};
 use crate::config::{ProviderConfig, ProviderKind};
 use crate::consume::engine::Engine;
+use crate::consume::shared::{GroupShare, Hand};
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
 use crate::history::{Batch, Class, Filed};
@@ -28,22 +30,18 @@ use crate::route::Route;
 use crate::store::{Address, Scope, Store};
 use crate::tracker::Tracker;
 
-/// See the module.
+/// See the module. What it was made of is read as if it were its own.
 pub(crate) struct Inner {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) catalog: Catalog,
-    pub(crate) tracker: Tracker,
-    pub(crate) directory: PathBuf,
-    pub(crate) single_host: bool,
-    pub(crate) lot_on_broker: bool,
-    pub(crate) wrap: Option<Wrap>,
-    pub(crate) sdk: String,
-    pub(crate) host: String,
+    parts: Parts,
     /// This process: in claims, leases and the registry.
     pub(crate) process: Arc<str>,
     pub(crate) tasks: TaskTracker,
     pub(crate) end: CancellationToken,
     pub(crate) delayed: Arc<Notify>,
+    /// What the consumers of a group share, while there are any.
+    groups: Mutex<HashMap<(Address, Arc<str>), std::sync::Weak<GroupShare>>>,
+    /// What all consumers have in hand.
+    pub(crate) hand: Arc<Hand>,
     pub(crate) engines: Mutex<Vec<std::sync::Weak<Engine>>>,
     /// Who stands in the registry because of this process.
     pub(crate) reported: Mutex<HashSet<String>>,
@@ -58,6 +56,14 @@ pub(crate) type Wrap = Arc<dyn Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send
 
 /// Topics of one server and config share a connection.
 type ProviderKey = (ProviderKind, String);
+
+impl Deref for Inner {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,31 +82,26 @@ pub(crate) struct Parts {
     pub(crate) wrap: Option<Wrap>,
     pub(crate) sdk: String,
     pub(crate) host: String,
+    /// The bytes that all consumers may have in hand.
+    pub(crate) in_hand: usize,
 }
 
 impl Inner {
     pub(crate) fn new(parts: Parts) -> Arc<Inner> {
-        let Parts { store, catalog, tracker, directory, single_host, lot_on_broker, wrap, sdk, host } = parts;
         Arc::new(Inner {
-            store,
-            catalog,
-            tracker,
-            directory,
-            single_host,
-            lot_on_broker,
-            wrap,
-            sdk,
-            host,
             process: MessageId::now().to_string().into(),
             tasks: TaskTracker::new(),
             end: CancellationToken::new(),
             delayed: Arc::new(Notify::new()),
+            groups: Mutex::default(),
+            hand: Hand::new(parts.in_hand),
             engines: Mutex::new(Vec::new()),
             reported: Mutex::default(),
             providers: tokio::sync::Mutex::new(HashMap::new()),
             routes: RwLock::new(HashMap::new()),
             opening: tokio::sync::Mutex::new(()),
             closed: std::sync::atomic::AtomicBool::new(false),
+            parts,
         })
     }
 
@@ -194,6 +195,7 @@ impl Inner {
             process: self.process.clone(),
             delayed: self.delayed.clone(),
             delays,
+            lots: Mutex::default(),
             pulse: crate::background::Pulse::default(),
             epoch: entry.epoch,
         })
@@ -271,6 +273,36 @@ impl Inner {
 }
 
 impl Inner {
+    /// Reads what the dead topics of an event say into the store, for one group or all that the catalogue knows.
+    pub(crate) async fn catch_up(&self, product: &str, env: &str, event: &Event, group: Option<&str>) -> Result<()> {
+        let route = self.route(product, env, event.as_str()).await?;
+        for lot in self.lots_on_broker(&route, group)? {
+            lot.catch_up().await?;
+        }
+        Ok(())
+    }
+
+    /// The lots of a route that lie on the broker: of delayed publishes, and of the groups that the catalogue knows.
+    pub(crate) fn lots_on_broker(&self, route: &Route, group: Option<&str>) -> Result<Vec<Arc<TopicLot>>> {
+        let Address { product, env, event } = &route.filed.address;
+        let entry = self.catalog.route(product, env, event)?;
+        let groups = entry.groups.iter().map(|known| &*known.name).chain([""]);
+        Ok(groups.filter(|name| group.is_none_or(|group| group == *name)).filter_map(|name| route.lot_of(name)).collect())
+    }
+
+    /// What the consumers of this group in this process share.
+    pub(crate) fn group_share(&self, address: &Address, group: &Arc<str>) -> Arc<GroupShare> {
+        let mut groups = self.groups.lock();
+        groups.retain(|_, share| share.strong_count() > 0);
+        let key = (address.clone(), group.clone());
+        if let Some(share) = groups.get(&key).and_then(std::sync::Weak::upgrade) {
+            return share;
+        }
+        let share = GroupShare::new();
+        groups.insert(key, Arc::downgrade(&share));
+        share
+    }
+
     /// Whether the catalogue says that the group is paused.
     pub(crate) fn is_paused(&self, address: &Address, group: &str) -> bool {
         self.catalog

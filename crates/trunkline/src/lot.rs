@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use crate::error::Result;
 use crate::store::{LotEntry, LotSettle};
 
+mod index;
 pub mod store;
 pub mod topics;
 

@@ -273,6 +273,8 @@ pub mod header {
     pub const NOT_BEFORE: &str = "trunkline-not-before";
     /// First produced at, in milliseconds since 1970, as decimal text (on copies in the lot).
     pub const PRODUCED_AT: &str = "trunkline-produced-at";
+    /// When it was buried, in milliseconds since 1970, as decimal text (on dead letters).
+    pub const DIED_AT: &str = "trunkline-died-at";
     /// Why it was buried (on dead letters).
     pub const REASON: &str = "trunkline-reason";
     /// The last error's text (on copies in the lot).

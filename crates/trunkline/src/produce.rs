@@ -256,6 +256,7 @@ async fn wait(route: &Arc<Route>, outgoing: Outgoing, due_at: Millis, now: Milli
         error: None,
         died_at: None,
         job: None,
+        deliveries: 0,
         message: LotMessage {
             id,
             key: outgoing.key,

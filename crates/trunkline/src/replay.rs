@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::error::{Code, Error, Result};
 use crate::history::Batch;
 use crate::history::{Record, Status};
+use crate::lot::Lot;
 use crate::message::{Headers, MessageId, header, now_ms};
 use crate::produce::{ProduceOptions, produce};
 use crate::provider::ReadFrom;
@@ -91,9 +92,16 @@ impl Env {
                     error: None,
                     died_at: None,
                     job: None,
+                    deliveries: 0,
                     message,
                 };
-                self.inner().store.lot_put(vec![entry]).await?;
+                match route.lot_of(&entry.group) {
+                    Some(lot) => {
+                        lot.ensure().await?;
+                        lot.put(vec![entry]).await?;
+                    }
+                    None => self.inner().store.lot_put(vec![entry]).await?,
+                }
             }
         }
         self.inner().record(Batch::Replayed { filed: route.filed.clone(), id, by: new, at: now_ms() });

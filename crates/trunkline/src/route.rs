@@ -1,8 +1,10 @@
 //! A route: one topic in one env, opened. What a produce or a consume needs, found once and shared.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::capability::Capabilities;
@@ -27,6 +29,8 @@ pub(crate) struct Route {
     pub(crate) delayed: Arc<Notify>,
     /// Where delayed publishes wait, if not in the store.
     pub(crate) delays: Option<Arc<TopicLot>>,
+    /// The lots of groups, where they are not in the store.
+    pub(crate) lots: Mutex<HashMap<Arc<str>, Arc<TopicLot>>>,
     /// For the registry.
     pub(crate) pulse: crate::background::Pulse,
     /// The number of this configuration of the env.
@@ -34,6 +38,22 @@ pub(crate) struct Route {
 }
 
 impl Route {
+    /// The lot of a group, if it is not in the store; that of delayed publishes has no group.
+    pub(crate) fn lot_of(&self, group: &str) -> Option<Arc<TopicLot>> {
+        let delays = self.delays.as_ref()?;
+        if group.is_empty() {
+            return Some(delays.clone());
+        }
+        let mut lots = self.lots.lock();
+        if let Some(lot) = lots.get(group) {
+            return Some(lot.clone());
+        }
+        let (provider, address) = (self.provider.clone(), self.filed.address.clone());
+        let lot = Arc::new(TopicLot::of_group(provider, &self.topic, address, group.into(), self.store.clone()));
+        lots.insert(group.into(), lot.clone());
+        Some(lot)
+    }
+
     /// Messages with a key go to the key's shard, the others are spread by the provider.
     pub(crate) fn shard_of(&self, key: Option<&Bytes>) -> Option<u32> {
         key.map(|key| shard_of(key, self.topic.shards))

@@ -14,17 +14,19 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 
 use crate::catalog::Catalog;
+use crate::consume::shared::IN_HAND;
 use crate::error::{Code, Error, Result};
 use crate::history::History;
 use crate::inner::{Inner, Parts, Wrap};
 use crate::message::{Headers, Millis};
+use crate::policy::LotPlace;
 use crate::produce::{Plain, ProduceOptions, Queued, Receipt, produce, try_plain};
 use crate::provider::Provider;
 use crate::route::Route;
 use crate::secret::Sealer;
 use crate::store::datadir::DataDir;
 use crate::store::sqlite::{Options as StoreOptions, SqliteStore};
-use crate::store::{Member, MemberRole, Store};
+use crate::store::{Address, Member, MemberRole, Store};
 use crate::tracker::Tracker;
 
 /// An open instance. Cheap to clone; [`Trunkline::close`] ends it.
@@ -98,6 +100,25 @@ impl Trunkline {
         self.0.tracker.flushed().await.map(drop)
     }
 
+    /// Opens every route whose waiting messages and dead letters lie on its broker, so that this instance publishes what is
+    /// due there and indexes what died there. What cannot be opened is named with the reason.
+    pub async fn attend(&self) -> Vec<(Address, Error)> {
+        let mut failed = Vec::new();
+        for product in self.catalog().list_products() {
+            for broker in self.catalog().list_brokers(&product.tag).unwrap_or_default() {
+                for env in broker.envs.iter().filter(|env| self.0.lot_place(env.kind) == LotPlace::Topics) {
+                    for topic in &broker.topics {
+                        if let Err(error) = self.0.route(&product.tag, &env.slug, topic.tag.as_str()).await {
+                            let (product, env) = (product.tag.as_str().into(), env.slug.as_str().into());
+                            failed.push((Address { product, env, event: topic.tag.clone() }, error));
+                        }
+                    }
+                }
+            }
+        }
+        failed
+    }
+
     /// Drains consumers, sends what waits, writes the history, closes connections; at most `within` and a little.
     pub async fn close(&self, within: Duration) {
         self.0.close(within).await;
@@ -115,6 +136,7 @@ pub struct Builder {
     url: Option<String>,
     single_host: bool,
     sdk: Option<String>,
+    in_hand_bytes: Option<usize>,
     lot_on_broker: bool,
     wrap: Option<Wrap>,
 }
@@ -145,6 +167,14 @@ impl Builder {
     #[must_use]
     pub fn sdk(mut self, sdk: impl Into<String>) -> Self {
         self.sdk = Some(sdk.into());
+        self
+    }
+
+    /// At most this many bytes of messages are in hand over all consumers of the instance (64 MB by default). A consumer that
+    /// has nothing in hand may take one message all the same.
+    #[must_use]
+    pub fn in_hand_bytes(mut self, most: usize) -> Self {
+        self.in_hand_bytes = Some(most);
         self
     }
 
@@ -184,6 +214,7 @@ impl Builder {
             wrap: self.wrap,
             sdk: self.sdk.unwrap_or_else(|| "rust".into()),
             host: host_name(),
+            in_hand: self.in_hand_bytes.unwrap_or(IN_HAND),
         });
         inner.start_background();
         Ok(Trunkline(inner))

@@ -1,5 +1,7 @@
 //! `trunkline run`: the background work alone, for hosts where no consumer is always up.
 
+use std::time::Duration;
+
 use serde_json::json;
 use trunkline::Result;
 
@@ -13,7 +15,10 @@ use crate::output;
 #[command(after_help = "Example:\n  trunkline run --data /var/lib/trunkline")]
 pub struct Args {}
 
-/// Waits for the end; the open instance does the rest.
+/// How often it is looked for topics that are new.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Looks after every lot that lies on a broker, and waits for the end; the open instance does the rest.
 pub async fn run(_args: Args, ctx: &Ctx) -> Result<()> {
     let stop = ctx.stop().drains();
     let location = ctx.trunkline().await?.store().location();
@@ -22,6 +27,15 @@ pub async fn run(_args: Args, ctx: &Ctx) -> Result<()> {
     } else {
         output::note(format!("running on {location}; Ctrl-C stops"));
     }
-    stop.cancelled().await;
-    Ok(())
+    let trunkline = ctx.trunkline().await?;
+    loop {
+        // Topics may come and go meanwhile.
+        for (address, error) in trunkline.attend().await {
+            output::note(format!("what waits on the broker for {address} cannot be looked after: {error}"));
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
 }

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use crate::consume::engine::Engine;
 use crate::consume::lanes::{Source, Work};
 use crate::consume::receive::REBUILD;
+use crate::consume::settle::Finished;
+use crate::consume::shared::Appetite;
+use crate::delivery::Deliveries;
 use crate::lot::LotFeed;
 use crate::message::header;
-use crate::store::{LotEntry, LotSettle};
+use crate::store::{LotEntry, LotMessage, LotSettle};
 
 impl Engine {
     pub(super) async fn wake_held(self: Arc<Self>) {
@@ -34,8 +37,11 @@ impl Engine {
     /// Hands over what is due in the lot.
     pub(super) async fn feed_due(self: Arc<Self>, feed: Arc<dyn LotFeed>) {
         let mut pause = REBUILD.0;
+        // The lot is asked for a number of messages, so their size is guessed from those before.
+        let mut typical = 1_024;
         while !self.stop.is_cancelled() {
-            let Some((room, _)) = self.room() else {
+            let wanted = (typical * self.options.concurrency.max(16) * 4).min(Appetite::LEAST.max(typical));
+            let Ok((room, asked)) = self.room(wanted) else {
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_millis(50)) => {}
                     () = self.stop.cancelled() => return,
@@ -43,7 +49,7 @@ impl Engine {
                 continue;
             };
             let shards = self.options.ordered.then(|| self.lanes.lock().owned());
-            let most = room.min(self.options.concurrency.max(16) * 4);
+            let most = room.min(asked.bytes.div_ceil(typical).max(1));
             let due = tokio::select! {
                 due = feed.next(most, shards.as_deref(), Duration::from_millis(500)) => due,
                 () = self.stop.cancelled() => return,
@@ -53,7 +59,10 @@ impl Engine {
                     pause = REBUILD.0;
                     self.reconcile_chains().await;
                 }
-                Ok(due) => self.take_due(&feed, due).await,
+                Ok(due) => {
+                    typical = due.iter().map(|(_, entry)| in_hand(&entry.message)).max().unwrap_or(typical).max(1);
+                    self.take_due(&feed, due).await;
+                }
                 Err(error) => {
                     tracing::warn!(%error, group = %self.group, "the lot cannot be read");
                     tokio::select! {
@@ -66,7 +75,8 @@ impl Engine {
     }
 
     pub(super) async fn take_due(&self, feed: &Arc<dyn LotFeed>, due: Vec<(u64, LotEntry)>) {
-        let not_ours = self.admit_due(due);
+        let (not_ours, buried) = self.admit_due(due);
+        self.hand_over(buried);
         if !not_ours.is_empty()
             && let Err(error) = feed.settle(not_ours).await
         {
@@ -74,9 +84,9 @@ impl Engine {
         }
     }
 
-    /// Takes what is due in hand; what is no longer this member's to run is returned.
-    pub(super) fn admit_due(&self, due: Vec<(u64, LotEntry)>) -> Vec<(u64, LotSettle)> {
-        let mut not_ours = Vec::new();
+    /// Takes what is due in hand. What is no longer this member's to run is returned, and what must be buried unhandled.
+    pub(super) fn admit_due(&self, due: Vec<(u64, LotEntry)>) -> (Vec<(u64, LotSettle)>, Vec<Finished>) {
+        let (mut not_ours, mut buried) = (Vec::new(), Vec::new());
         let mut lanes = self.lanes.lock();
         for (handle, entry) in due {
             // The shard went to another member while its chain was being claimed.
@@ -85,9 +95,9 @@ impl Engine {
                 continue;
             }
             let message = entry.message;
-            let size = message.payload.len() + message.headers.size() + 64;
+            let size = in_hand(&message);
             let epoch = lanes.epochs.get(&message.position.shard).copied().unwrap_or(0);
-            lanes.admit(Work {
+            let work = Work {
                 source: Source::Lot(handle),
                 id: message.id,
                 position: message.position,
@@ -98,18 +108,22 @@ impl Engine {
                 headers: message.headers,
                 payload: message.payload,
                 attempts: entry.attempts,
-                deliveries: crate::delivery::Deliveries::Unknown,
+                deliveries: Deliveries::UpperBound(entry.deliveries),
                 produced_at: message.produced_at,
                 size,
                 first: entry.attempts == 0,
-            });
+            };
+            match self.unfit(&work) {
+                Some(reason) => buried.push(self.bury_unhandled(&mut lanes, &work, reason)),
+                None => drop(lanes.admit(work)),
+            }
         }
         let wake = lanes.ready().min(lanes.idle).min(2);
         drop(lanes);
         for _ in 0..wake {
             self.work.notify_one();
         }
-        not_ours
+        (not_ours, buried)
     }
 
     /// A message that was in the lot already when it came again was counted twice: the lot's own count decides.
@@ -127,4 +141,9 @@ impl Engine {
             }
         }
     }
+}
+
+/// The bytes a message from the lot holds in memory.
+fn in_hand(message: &LotMessage) -> usize {
+    message.payload.len() + message.headers.size() + 64
 }

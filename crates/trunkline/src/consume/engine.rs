@@ -1,8 +1,9 @@
 //! One consumer: its subscription, what it has in hand, its workers, and the tasks that end with it.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -11,11 +12,11 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::breaker::Breaker;
 use crate::consume::handler::Handler;
 use crate::consume::lanes::Lanes;
 use crate::consume::settle::{Finished, Then};
-use crate::consume::state::State;
+use crate::consume::shared::{GroupShare, Hand};
+use crate::consume::state::{Cause, Health, State};
 use crate::error::Result;
 use crate::history::Filed;
 use crate::lot::{Lot, LotFeed};
@@ -79,24 +80,16 @@ pub(crate) struct Parts {
     /// Whether its group is paused: then nothing is received before it is resumed.
     pub(crate) paused: bool,
     pub(crate) options: Options,
+    /// Shared with the other consumers of the group in this process.
+    pub(crate) share: Arc<GroupShare>,
+    /// Shared with all consumers of this process.
+    pub(crate) hand: Arc<Hand>,
 }
 
-/// See the module.
+/// See the module. What it was made of is read as if it were its own.
 pub(crate) struct Engine {
-    pub(super) provider: Arc<dyn Provider>,
-    pub(super) topic: TopicSpec,
-    pub(super) group_spec: GroupSpec,
-    pub(crate) group: Arc<str>,
-    pub(crate) member: Arc<str>,
-    pub(crate) filed: Arc<Filed>,
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) lot: Arc<dyn Lot>,
-    pub(crate) tracker: Tracker,
-    pub(crate) dedupe: Option<Dedupe>,
-    pub(crate) dead_letter_copy: Option<DeadLetterCopy>,
-    pub(crate) route_epoch: u64,
+    parts: Parts,
     pub(crate) pulse: crate::background::Pulse,
-    pub(crate) options: Options,
     pub(crate) lanes: Mutex<Lanes>,
     pub(crate) work: Notify,
     pub(crate) finished: Mutex<Vec<Finished>>,
@@ -106,23 +99,26 @@ pub(crate) struct Engine {
     pub(crate) feed: Mutex<Option<Arc<dyn LotFeed>>>,
     pub(super) subscription: Mutex<(Option<Arc<dyn Subscription>>, u64)>,
     pub(super) running: Mutex<Vec<Option<(u32, CancellationToken)>>>,
-    pub(crate) next_wait: Mutex<tokio::time::Instant>,
     pub(crate) settled: AtomicU64,
-    pub(crate) store_down: AtomicBool,
-    pub(crate) stuck: AtomicBool,
-    /// The chains of a shard are full.
-    pub(super) blocked: AtomicBool,
     /// Told when messages have left the hand, for a shard that is being given up.
     pub(crate) drained: Notify,
     /// By the consumer's owner, and by the catalogue for the whole group.
     pub(super) paused: watch::Sender<Paused>,
-    state: watch::Sender<State>,
+    pub(crate) health: Health,
     /// Stop receiving and starting.
     pub(super) stop: CancellationToken,
     /// The deadline of the close has passed.
     pub(crate) give_up: CancellationToken,
     pub(crate) settle_end: CancellationToken,
     pub(super) tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Deref for Engine {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
 }
 
 impl fmt::Debug for Engine {
@@ -134,39 +130,10 @@ impl fmt::Debug for Engine {
 impl Engine {
     /// Subscribes and starts working. Live when it returns.
     pub(crate) async fn start<H: Handler>(parts: Parts, handler: H) -> Result<Arc<Engine>> {
-        let Parts {
-            provider,
-            topic,
-            group_spec,
-            group,
-            member,
-            filed,
-            store,
-            lot,
-            tracker,
-            dedupe,
-            dead_letter_copy,
-            route_epoch,
-            paused,
-            options,
-        } = parts;
-        let concurrency = options.concurrency.max(1);
+        let concurrency = parts.options.concurrency.max(1);
         let engine = Arc::new(Engine {
-            lanes: Mutex::new(Lanes::new(concurrency, options.rate, Breaker::new(options.breaker))),
-            provider,
-            topic,
-            group_spec,
-            group,
-            member,
-            filed,
-            store,
-            lot,
-            tracker,
-            dedupe,
-            dead_letter_copy,
-            route_epoch,
+            lanes: Mutex::new(Lanes::new(concurrency, parts.options.rate, parts.share.side(parts.options.breaker), parts.hand.clone())),
             pulse: crate::background::Pulse::default(),
-            options,
             work: Notify::new(),
             finished: Mutex::new(Vec::new()),
             finished_some: Notify::new(),
@@ -175,18 +142,15 @@ impl Engine {
             feed: Mutex::new(None),
             subscription: Mutex::new((None, 0)),
             running: Mutex::new((0..concurrency).map(|_| None).collect()),
-            next_wait: Mutex::new(tokio::time::Instant::now()),
             settled: AtomicU64::new(0),
-            store_down: AtomicBool::new(false),
-            stuck: AtomicBool::new(false),
-            blocked: AtomicBool::new(false),
             drained: Notify::new(),
-            paused: watch::Sender::new(Paused { owner: false, group: paused }),
-            state: watch::Sender::new(State::Connecting),
+            paused: watch::Sender::new(Paused { owner: false, group: parts.paused }),
+            health: Health::new(),
             stop: CancellationToken::new(),
             give_up: CancellationToken::new(),
             settle_end: CancellationToken::new(),
             tasks: Mutex::new(Vec::new()),
+            parts,
         });
         let feed = engine.lot.feed(engine.member.clone()).await?;
         *engine.feed.lock() = Some(feed.clone());
@@ -197,7 +161,8 @@ impl Engine {
                 return Err(error);
             }
         };
-        engine.set_state(State::Live);
+        engine.note(Cause::Connecting, false);
+        engine.share.join(&engine);
         let handler = Arc::new(handler);
         let mut tasks = vec![
             tokio::spawn(engine.clone().supervise(first)),
@@ -228,19 +193,18 @@ impl Engine {
         self.running.lock()[slot] = what;
     }
 
-    pub(crate) fn set_state(&self, state: State) {
-        self.state.send_if_modified(|now| {
-            let changed = *now != state && *now != State::Closed;
-            if changed {
-                tracing::info!(address = %self.filed.address, group = %self.group, state = %state.text(), "consumer");
-                *now = state;
-            }
-            changed
-        });
+    /// Notes what is the matter, or no longer is; whether that is news.
+    pub(crate) fn note(&self, cause: Cause, holds: bool) -> bool {
+        let news = self.health.set(cause, holds);
+        if news {
+            let state = self.health.state().borrow().text();
+            tracing::info!(address = %self.filed.address, group = %self.group, ?cause, holds, state, "consumer");
+        }
+        news
     }
 
     pub(crate) fn state(&self) -> watch::Receiver<State> {
-        self.state.subscribe()
+        self.health.state()
     }
 
     pub(crate) fn in_hand(&self) -> usize {
@@ -331,11 +295,19 @@ impl Engine {
         if let Some(subscription) = subscription {
             subscription.close(Instant::now() + left.min(Duration::from_secs(5))).await;
         }
-        self.set_state(State::Closed);
+        self.leave_group();
+        self.note(Cause::Closed, true);
     }
 }
 
 impl Engine {
+    /// Nothing of this consumer runs any more: if it was probing for its group, another one may.
+    fn leave_group(&self) {
+        if self.lanes.lock().breaker.probe_ended() {
+            self.share.probe_over();
+        }
+    }
+
     /// Stops at once: nothing is settled any more, what is in hand is handed out again when its lease ends.
     pub(crate) fn abandon(&self) {
         self.stop.cancel();
@@ -344,7 +316,8 @@ impl Engine {
         for task in self.tasks.lock().drain(..) {
             task.abort();
         }
-        self.set_state(State::Closed);
+        self.leave_group();
+        self.note(Cause::Closed, true);
     }
 }
 
@@ -353,5 +326,6 @@ impl Drop for Engine {
         for task in self.tasks.lock().iter() {
             task.abort();
         }
+        self.leave_group();
     }
 }

@@ -4,11 +4,13 @@
 
 use std::cmp::Ordering as Order;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::breaker::{Breaker, Gate};
+use crate::breaker::Gate;
+use crate::consume::shared::{Hand, Side};
 use crate::delivery::{Deliveries, Position, Token};
 use crate::lot::LotHandle;
 use crate::message::{Headers, MessageId, Millis};
@@ -90,7 +92,9 @@ pub(crate) struct Lanes {
     /// At least so long between two starts, and when the next one may be.
     spacing: Option<(Duration, Instant)>,
     ticket: u64,
-    pub(crate) breaker: Breaker,
+    pub(crate) breaker: Side,
+    /// What all consumers of the process have in hand.
+    hand: Arc<Hand>,
     pub(crate) running: usize,
     pub(crate) idle: usize,
     /// Received and not yet settled.
@@ -107,7 +111,7 @@ pub(crate) struct Lanes {
 
 impl Lanes {
     /// `rate`: at most so many starts a second; unbounded if `None`.
-    pub(crate) fn new(concurrency: usize, rate: Option<f64>, breaker: Breaker) -> Self {
+    pub(crate) fn new(concurrency: usize, rate: Option<f64>, breaker: Side, hand: Arc<Hand>) -> Self {
         Lanes {
             ready: VecDeque::new(),
             busy: HashMap::new(),
@@ -117,6 +121,7 @@ impl Lanes {
             spacing: rate.filter(|rate| *rate > 0.0).map(|rate| (Duration::from_secs_f64(1.0 / rate), Instant::now())),
             ticket: 0,
             breaker,
+            hand,
             running: 0,
             idle: 0,
             count: 0,
@@ -130,9 +135,7 @@ impl Lanes {
 
     /// Takes a message in. Gives it back if its key's earlier messages wait in the lot: it must wait behind them.
     pub(crate) fn admit(&mut self, work: Work) -> Option<Work> {
-        self.count += 1;
-        self.bytes += work.size;
-        *self.by_shard.entry(work.position.shard).or_default() += 1;
+        self.come(work.position.shard, work.size);
         if let (Source::Broker(..), Some(lane)) = (work.source, work.lane) {
             if let Some(chains) = self.chains.get_mut(&work.position.shard)
                 && let Some(count) = chains.keys.get_mut(&lane)
@@ -156,36 +159,26 @@ impl Lanes {
         if self.closing {
             return Err(Idle::Closed);
         }
+        if self.ready.is_empty() {
+            return Err(Idle::Empty);
+        }
+        if let Some((_, next)) = self.spacing
+            && next > Instant::now()
+        {
+            return Err(Idle::Until(next));
+        }
         let probe = match if self.breaker.is_open() { self.breaker.gate(Instant::now()) } else { Gate::Go } {
             Gate::Go => false,
             Gate::Probe => true,
             Gate::Until(at) => return Err(Idle::Until(at)),
             Gate::Wait => return Err(Idle::Empty),
         };
-        if let Some((_, next)) = self.spacing
-            && next > Instant::now()
-            && !self.ready.is_empty()
-        {
-            if probe {
-                self.breaker.probe_ended();
-            }
-            return Err(Idle::Until(next));
+        let work = self.ready.pop_front().ok_or(Idle::Empty)?;
+        self.running += 1;
+        if let Some((spacing, next)) = &mut self.spacing {
+            *next = (*next).max(Instant::now() - *spacing) + *spacing;
         }
-        match self.ready.pop_front() {
-            Some(work) => {
-                self.running += 1;
-                if let Some((spacing, next)) = &mut self.spacing {
-                    *next = (*next).max(Instant::now() - *spacing) + *spacing;
-                }
-                Ok((work, probe))
-            }
-            None => {
-                if probe {
-                    self.breaker.probe_ended();
-                }
-                Err(Idle::Empty)
-            }
-        }
+        Ok((work, probe))
     }
 
     pub(crate) fn ready(&self) -> usize {
@@ -194,6 +187,12 @@ impl Lanes {
 
     pub(crate) fn may_hold(&self) -> bool {
         self.held.len() < self.held_most && !self.closing
+    }
+
+    /// From now on every retry goes to the lot.
+    #[cfg(test)]
+    pub(super) fn hold_nothing(&mut self) {
+        self.held_most = 0;
     }
 
     /// Keeps it in flight until then. Its key stays busy.
@@ -323,15 +322,31 @@ impl Lanes {
         out
     }
 
+    /// A message is taken in hand.
+    pub(crate) fn come(&mut self, shard: u32, size: usize) {
+        self.count += 1;
+        self.bytes += size;
+        self.hand.add(size);
+        *self.by_shard.entry(shard).or_default() += 1;
+    }
+
     /// A message has been settled and leaves the hand.
     pub(crate) fn gone(&mut self, shard: u32, size: usize) {
         self.count = self.count.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(size);
+        let size = size.min(self.bytes);
+        self.bytes -= size;
+        self.hand.sub(size);
         if let Some(count) = self.by_shard.get_mut(&shard) {
             *count = count.saturating_sub(1);
             if *count == 0 {
                 self.by_shard.remove(&shard);
             }
         }
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.hand.sub(self.bytes);
     }
 }

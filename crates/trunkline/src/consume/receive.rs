@@ -1,13 +1,13 @@
 //! The receiving side: a subscription that is rebuilt when it dies, and what becomes of what it brings.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::consume::engine::Engine;
-use crate::consume::lanes::{Source, Work};
+use crate::consume::lanes::{Lanes, Source, Work};
 use crate::consume::settle::{Finished, Then};
-use crate::consume::state::State;
+use crate::consume::shared::{Appetite, Asked};
+use crate::consume::state::Cause;
 use crate::delivery::{Delivery, EnvelopeId};
 use crate::error::{Code, Error, Result};
 use crate::history::{Attempt, Step};
@@ -23,6 +23,15 @@ pub(super) const REBUILD: (Duration, Duration) = (Duration::from_millis(50), Dur
 /// The chains of a shard may hold so many messages; then the receive stops until they are shorter.
 const CHAIN_MOST: u64 = 1_000;
 
+/// Why nothing may be taken in hand.
+#[derive(Debug)]
+pub(super) enum Full {
+    /// This consumer has its fill, or must not receive.
+    Consumer,
+    /// All consumers of the process together have theirs.
+    Process,
+}
+
 impl Engine {
     /// Receives until closed; a subscription that is dead or silent is rebuilt.
     pub(super) async fn supervise(self: Arc<Self>, first: Arc<dyn Subscription>) {
@@ -37,7 +46,8 @@ impl Engine {
             self.lose(None);
             let started = Instant::now();
             let _ = tokio::time::timeout(REBUILD.1, subscription.close(started + REBUILD.1)).await;
-            self.set_state(State::Degraded("reconnecting"));
+            self.note(Cause::Reconnecting, true);
+            self.health.provider(None);
             subscription = loop {
                 tokio::select! {
                     () = self.stop.cancelled() => return,
@@ -50,7 +60,7 @@ impl Engine {
                 }
             };
             pause = REBUILD.0;
-            self.set_state(State::Live);
+            self.note(Cause::Reconnecting, false);
         }
     }
 
@@ -58,6 +68,7 @@ impl Engine {
     pub(super) async fn receive(self: &Arc<Self>, subscription: &Arc<dyn Subscription>) -> Result<()> {
         let generation = self.current().1;
         let mut paused = self.paused.subscribe();
+        let mut appetite = Appetite::new();
         loop {
             if self.stop.is_cancelled() {
                 return Ok(());
@@ -72,35 +83,49 @@ impl Engine {
                 continue;
             }
             let blocked = self.options.ordered && self.lanes.lock().chains_full(CHAIN_MOST);
-            if self.blocked.swap(blocked, Ordering::Relaxed) != blocked {
-                self.set_state(if blocked { State::Degraded("key_blocked") } else { State::Live });
+            if blocked != self.health.is(Cause::KeyBlocked) {
+                self.note(Cause::KeyBlocked, blocked);
             }
-            let room = self.room().filter(|_| !blocked);
-            let Some((count, bytes)) = room else {
-                tokio::select! {
-                    () = self.space.notified() => {}
-                    () = self.stop.cancelled() => return Ok(()),
+            let (count, asked) = match self.room(appetite.bytes()) {
+                Ok(room) if !blocked => room,
+                full => {
+                    tokio::select! {
+                        () = self.space.notified() => {}
+                        () = self.hand.freed(), if matches!(full, Err(Full::Process)) => {}
+                        () = self.stop.cancelled() => return Ok(()),
+                    }
+                    continue;
                 }
-                continue;
             };
             let signals = tokio::select! {
-                signals = tokio::time::timeout(WAIT * 2, subscription.next(count, bytes, WAIT)) => signals
+                signals = tokio::time::timeout(WAIT * 2, subscription.next(count, asked.bytes.max(1), WAIT)) => signals
                     .map_err(|_| Error::new(Code::Timeout, "the subscription gave no sign of life"))??,
                 _ = paused.changed() => continue,
                 () = self.stop.cancelled() => return Ok(()),
             };
+            appetite.fed(signals.iter().map(size_of).sum());
             for signal in signals {
                 self.take(subscription, generation, signal).await;
             }
+            drop(asked);
         }
     }
 
-    /// How many messages and bytes may still be taken in hand; `None` while nothing may be.
-    pub(super) fn room(&self) -> Option<(usize, usize)> {
+    /// How many messages may still be taken in hand, and how many bytes of those that are wanted. Who has nothing in hand
+    /// may take one message also while the process has no room left, so that no consumer can starve another.
+    pub(super) fn room(&self, wanted: usize) -> Result<(usize, Asked), Full> {
         let lanes = self.lanes.lock();
         let Prefetch { count, bytes } = self.options.prefetch;
-        let stopped = (lanes.breaker.is_open() && lanes.ready() > 0) || self.store_down.load(Ordering::Relaxed);
-        (lanes.count < count && lanes.bytes < bytes && !stopped).then(|| (count - lanes.count, bytes - lanes.bytes))
+        let stopped = (lanes.breaker.is_open() && lanes.ready() > 0) || self.health.is(Cause::StoreDown);
+        if lanes.count >= count || lanes.bytes >= bytes || stopped {
+            return Err(Full::Consumer);
+        }
+        let asked = self.hand.ask(wanted.min(bytes - lanes.bytes));
+        match asked.bytes {
+            0 if lanes.count > 0 => Err(Full::Process),
+            0 => Ok((1, asked)),
+            _ => Ok((count - lanes.count, asked)),
+        }
     }
 
     pub(super) async fn take(self: &Arc<Self>, subscription: &Arc<dyn Subscription>, generation: u64, signal: Signal) {
@@ -121,8 +146,8 @@ impl Engine {
                 tokio::spawn(self.clone().revoke(subscription.clone(), route, shard, deadline));
             }
             Signal::Lost { shard, .. } => self.lose(Some(shard)),
-            Signal::State(SubscriptionState::Live) => self.set_state(State::Live),
-            Signal::State(SubscriptionState::Degraded(reason)) => self.set_state(State::Degraded(reason)),
+            Signal::State(SubscriptionState::Live) => self.health.provider(None),
+            Signal::State(SubscriptionState::Degraded(word)) => self.health.provider(Some(word)),
         }
     }
 
@@ -157,17 +182,11 @@ impl Engine {
             let mut lanes = self.lanes.lock();
             // They were handled before: in hand only until the ack.
             for known in &finished {
-                lanes.count += 1;
-                lanes.bytes += known.size;
-                *lanes.by_shard.entry(known.shard).or_default() += 1;
+                lanes.come(known.shard, known.size);
             }
             for work in works {
                 if let Some(reason) = self.unfit(&work) {
-                    lanes.count += 1;
-                    lanes.bytes += work.size;
-                    *lanes.by_shard.entry(work.position.shard).or_default() += 1;
-                    let entry = self.entry(&work, LotState::Dead, self.store.now(), work.attempts, Some(reason.into()), None);
-                    finished.push(Finished::of(&work, Then::Lot(Box::new(entry)), Some(unhandled(&work, reason)), false));
+                    finished.push(self.bury_unhandled(&mut lanes, &work, reason));
                 } else if let Some(behind) = lanes.admit(work) {
                     finished.push(self.behind(&behind));
                 }
@@ -188,6 +207,13 @@ impl Engine {
             return Some("broken_envelope");
         }
         is_crash_loop(&self.options.schedule, work.deliveries).then_some("crash_loop")
+    }
+
+    /// Takes it in hand for as long as it takes to bury it.
+    pub(super) fn bury_unhandled(&self, lanes: &mut Lanes, work: &Work, reason: &'static str) -> Finished {
+        lanes.come(work.position.shard, work.size);
+        let entry = self.entry(work, LotState::Dead, self.store.now(), work.attempts, Some(reason.into()), None);
+        Finished::of(work, Then::Lot(Box::new(entry)), Some(unhandled(work, reason)), false)
     }
 
     pub(super) fn decode(&self, delivery: Delivery, epoch: u64, generation: u64) -> Work {
@@ -224,6 +250,11 @@ impl Engine {
             first: true,
         }
     }
+}
+
+/// The bytes that a signal brings.
+fn size_of(signal: &Signal) -> usize {
+    if let Signal::Deliveries { items, .. } = signal { items.iter().map(Delivery::size).sum() } else { 0 }
 }
 
 /// The record of a burial that no handler saw.

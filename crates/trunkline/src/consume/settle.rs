@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::consume::engine::Engine;
 use crate::consume::lanes::{Source, Work};
-use crate::consume::state::State;
+use crate::consume::state::Cause;
 use crate::delivery::{Settle, Settled};
 use crate::history::{Attempt, Batch};
 use crate::store::{LotEntry, LotMessage, LotSettle, LotState};
@@ -72,6 +72,7 @@ impl Engine {
             error,
             died_at: (state == LotState::Dead).then_some(due_at),
             job: None,
+            deliveries: 0,
             message: LotMessage {
                 id: work.id,
                 key: work.key.clone(),
@@ -284,27 +285,15 @@ impl Engine {
         if waits == 0 {
             return;
         }
-        let pause = {
-            let mut next = self.next_wait.lock();
-            let now = tokio::time::Instant::now();
-            let at = (*next).max(now);
-            *next = at + Duration::from_secs_f64(waits as f64 / self.options.waits_per_second.max(1.0));
-            // A burst of one second's worth passes at once.
-            at.duration_since(now).saturating_sub(Duration::from_secs(1))
-        };
+        let pause = self.share.pace(waits, self.options.waits_per_second);
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
     }
 
     fn set_store_down(&self, down: bool) {
-        if self.store_down.swap(down, std::sync::atomic::Ordering::Relaxed) != down {
-            if down {
-                self.set_state(State::Degraded("store_down"));
-            } else {
-                self.set_state(State::Live);
-                self.space.notify_one();
-            }
+        if self.note(Cause::StoreDown, down) && !down {
+            self.space.notify_one();
         }
     }
 }

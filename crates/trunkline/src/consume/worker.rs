@@ -12,7 +12,7 @@ use crate::consume::engine::Engine;
 use crate::consume::handler::{Context, Delivered, Fence, Handler, Verdict};
 use crate::consume::lanes::{Idle, Source, Work};
 use crate::consume::settle::{Finished, Then};
-use crate::consume::state::State;
+use crate::consume::state::Cause;
 use crate::history::{Attempt, Step};
 use crate::message::{header, millis, now_ms};
 use crate::policy::{Decision, Outcome, Standing, decide};
@@ -204,14 +204,13 @@ impl Engine {
             Err(_) => {
                 token.cancel();
                 if timeout(self.options.grace, &mut future).await.is_err() {
-                    self.set_state(State::Degraded("stuck_handler"));
-                    self.stuck.store(true, std::sync::atomic::Ordering::Relaxed);
+                    self.note(Cause::StuckHandler, true);
                 }
                 return Err(Some(Verdict::Failed(format!("timeout: the handler ran longer than {} ms", millis(self.options.timeout)))));
             }
         };
-        if self.stuck.swap(false, std::sync::atomic::Ordering::Relaxed) {
-            self.set_state(State::Live);
+        if self.health.is(Cause::StuckHandler) {
+            self.note(Cause::StuckHandler, false);
         }
         ended.map_err(|panic| {
             let text = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref::<String>().cloned());
@@ -238,13 +237,9 @@ impl Engine {
             lanes.running -= 1;
             let counted = !lanes.breaker.is_open();
             match run.counts {
-                Some(ok) if lanes.breaker.outcome(now, ok, probe) => {
-                    let open = lanes.breaker.is_open();
-                    self.set_state(if open { State::Degraded("handler_failing") } else { State::Live });
-                    self.work.notify_waiters();
-                    self.space.notify_one();
-                }
-                None if probe => lanes.breaker.probe_ended(),
+                Some(ok) if lanes.breaker.outcome(now, ok, probe) => self.share.changed(),
+                Some(_) if probe => self.share.probe_over(),
+                None if probe && lanes.breaker.probe_ended() => self.share.probe_over(),
                 _ => {}
             }
             let standing = Standing { attempts: work.attempts, deliveries: work.deliveries, counted, may_hold: lanes.may_hold() };

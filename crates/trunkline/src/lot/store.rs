@@ -19,7 +19,7 @@ const LEASE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(500);
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StoreLot {
     store: Arc<dyn Store>,
     address: Address,

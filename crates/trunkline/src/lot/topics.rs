@@ -3,7 +3,10 @@
 //! Waiting messages lie in tiers: topics whose messages all wait about equally long, so that the one at the front is
 //! (nearly) the first one due. A message goes to the largest tier not above what remains of its wait, carries when it is
 //! due, and is filed again from tier to tier until then; it comes back at most ten seconds late. Dead letters go to a topic
-//! of their own; the local store indexes what this host buried.
+//! of their own, which every host reads into the index in its store (`index.rs`).
+//!
+//! The counts of a broker say how often a message was received, not how often it was handled: a message may lie in hand
+//! for hours before it is due. So the store of the host counts what is about to be handled.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,6 +27,8 @@ use crate::store::{Address, LotEntry, LotMessage, LotSettle, LotState, Store};
 pub const TIERS: [(&str, Millis); 4] = [("10s", 10_000), ("1m", 60_000), ("10m", 600_000), ("1h", 3_600_000)];
 /// What a tier hands over before it is due stays in hand, at most this many.
 const PREFETCH: Prefetch = Prefetch { count: 256, bytes: 8 << 20 };
+/// What was handed over so often without an outcome goes out alone, as the store has it.
+const SUSPECT: u32 = 2;
 /// Where the original lay: `shard/offset`.
 const ORIGIN: &str = "trunkline-origin";
 
@@ -34,42 +39,54 @@ pub fn tier(wait: Millis) -> usize {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TopicLot {
-    provider: Arc<dyn Provider>,
+    pub(super) provider: Arc<dyn Provider>,
     tiers: Vec<TopicSpec>,
-    dead: TopicSpec,
-    address: Address,
-    group: Arc<str>,
+    pub(super) dead: TopicSpec,
+    pub(super) address: Address,
+    /// What its entries are filed under: the group, or nothing for delayed publishes.
+    pub(super) group: Arc<str>,
     group_spec: GroupSpec,
-    store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Store>,
     index: StoreLot,
+    ensured: Arc<tokio::sync::OnceCell<()>>,
 }
 
 impl TopicLot {
     /// The lot of a group: `<topic>.<group>.retry.<tier>` and `<topic>.<group>.dead`.
     #[must_use]
     pub fn of_group(provider: Arc<dyn Provider>, topic: &TopicSpec, address: Address, group: Arc<str>, store: Arc<dyn Store>) -> Self {
-        Self::new(provider, &format!("{}.{group}", topic.name), "retry", address, group, store)
+        let base = format!("{}.{group}", topic.name);
+        Self::new(provider, &base, "retry", address, group.clone(), group, store)
     }
 
     /// The lot of delayed publishes: `<topic>.delay.<tier>`.
     #[must_use]
     pub fn of_delays(provider: Arc<dyn Provider>, topic: &TopicSpec, address: Address, store: Arc<dyn Store>) -> Self {
-        Self::new(provider, &topic.name, "delay", address, "trunkline".into(), store)
+        Self::new(provider, &topic.name, "delay", address, "".into(), "trunkline".into(), store)
     }
 
-    fn new(provider: Arc<dyn Provider>, base: &str, kind: &str, address: Address, group: Arc<str>, store: Arc<dyn Store>) -> Self {
+    fn new(
+        provider: Arc<dyn Provider>,
+        base: &str,
+        kind: &str,
+        address: Address,
+        group: Arc<str>,
+        subscriber: Arc<str>,
+        store: Arc<dyn Store>,
+    ) -> Self {
         let spec = |name: String| TopicSpec { name: name.into(), shards: 1, ordered: false };
         TopicLot {
             tiers: TIERS.iter().map(|(tier, _)| spec(format!("{base}.{kind}.{tier}"))).collect(),
             dead: spec(format!("{base}.dead")),
-            group_spec: GroupSpec { name: group.clone(), start: Start::Earliest },
+            group_spec: GroupSpec { name: subscriber, start: Start::Earliest },
             index: StoreLot::new(store.clone(), address.clone(), group.clone()),
             provider,
             address,
             group,
             store,
+            ensured: Arc::default(),
         }
     }
 
@@ -78,10 +95,13 @@ impl TopicLot {
     /// # Errors
     /// As the provider's.
     pub async fn ensure(&self) -> Result<()> {
-        for tier in &self.tiers {
-            self.provider.ensure(tier, std::slice::from_ref(&self.group_spec)).await?;
-        }
-        self.provider.ensure(&self.dead, &[]).await.map(drop)
+        let ensure = || async {
+            for tier in &self.tiers {
+                self.provider.ensure(tier, std::slice::from_ref(&self.group_spec)).await?;
+            }
+            self.provider.ensure(&self.dead, &[]).await.map(drop)
+        };
+        self.ensured.get_or_try_init(ensure).await.map(drop)
     }
 
     /// Removes the topics with what lies in them.
@@ -95,7 +115,7 @@ impl TopicLot {
         Ok(())
     }
 
-    async fn send(&self, topic: &TopicSpec, batch: Vec<Outgoing>) -> Result<()> {
+    pub(super) async fn send(&self, topic: &TopicSpec, batch: Vec<Outgoing>) -> Result<()> {
         for result in self.provider.send(topic, Arc::new(batch)).await {
             result.map_err(|failed| failed.error)?;
         }
@@ -103,7 +123,7 @@ impl TopicLot {
     }
 
     /// Files waiting entries by what remains of their wait.
-    async fn file(&self, entries: &[LotEntry]) -> Result<()> {
+    pub(super) async fn file(&self, entries: &[LotEntry]) -> Result<()> {
         let now = self.store.now();
         let mut by_tier: HashMap<usize, Vec<Outgoing>> = HashMap::new();
         for entry in entries {
@@ -117,7 +137,7 @@ impl TopicLot {
 }
 
 /// A lot entry as it travels.
-fn outgoing(entry: &LotEntry) -> Outgoing {
+pub(super) fn outgoing(entry: &LotEntry) -> Outgoing {
     let mut headers = entry.message.headers.clone();
     let mut set = |name: &str, value: String| headers.set(name, value);
     set(header::ATTEMPT, entry.attempts.to_string());
@@ -125,6 +145,7 @@ fn outgoing(entry: &LotEntry) -> Outgoing {
     set(ORIGIN, entry.message.position.to_string());
     if entry.state == LotState::Dead {
         set(header::REASON, entry.reason.clone().unwrap_or_default());
+        set(header::DIED_AT, entry.died_at.unwrap_or_default().to_string());
     } else {
         set(header::NOT_BEFORE, entry.due_at.to_string());
     }
@@ -135,7 +156,7 @@ fn outgoing(entry: &LotEntry) -> Outgoing {
 }
 
 /// The entry that travelled.
-fn entry(delivery: &Delivery, address: &Address, group: &Arc<str>, state: LotState) -> LotEntry {
+pub(super) fn entry(delivery: &Delivery, address: &Address, group: &Arc<str>, state: LotState) -> LotEntry {
     let mut headers: Headers = delivery.headers.clone();
     let number = |headers: &Headers, name: &str| headers.get_str(name).and_then(|text| text.parse::<u64>().ok());
     let attempts = number(&headers, header::ATTEMPT).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
@@ -147,7 +168,7 @@ fn entry(delivery: &Delivery, address: &Address, group: &Arc<str>, state: LotSta
         .and_then(|text| text.split_once('/'))
         .and_then(|(shard, offset)| Some(Position { shard: shard.parse().ok()?, offset: offset.parse().ok()? }))
         .unwrap_or(delivery.position);
-    for name in [header::ATTEMPT, header::NOT_BEFORE, header::PRODUCED_AT, header::ERROR, header::REASON, ORIGIN] {
+    for name in [header::ATTEMPT, header::NOT_BEFORE, header::PRODUCED_AT, header::ERROR, header::REASON, header::DIED_AT, ORIGIN] {
         headers.remove(name);
     }
     let id = match delivery.id {
@@ -166,6 +187,7 @@ fn entry(delivery: &Delivery, address: &Address, group: &Arc<str>, state: LotSta
         error,
         died_at: None,
         job: None,
+        deliveries: 0,
         message: LotMessage {
             id,
             key: delivery.key.clone(),
@@ -196,21 +218,10 @@ impl Lot for TopicLot {
 
     async fn feed(&self, member: Arc<str>) -> Result<Arc<dyn LotFeed>> {
         self.ensure().await?;
-        let options = SubscribeOptions { member: member.clone(), prefetch: PREFETCH };
+        let options = SubscribeOptions { member, prefetch: PREFETCH };
         let subscription = self.provider.subscribe(&self.tiers, &self.group_spec, options.clone()).await?;
         Ok(Arc::new(TopicFeed {
-            lot: TopicLot {
-                provider: self.provider.clone(),
-                tiers: self.tiers.clone(),
-                dead: self.dead.clone(),
-                address: self.address.clone(),
-                group: self.group.clone(),
-                group_spec: self.group_spec.clone(),
-                store: self.store.clone(),
-                index: StoreLot::new(self.store.clone(), self.address.clone(), self.group.clone()),
-            },
-            // What a reprocess set back to waiting lies in the index.
-            revived: self.index.feed(member).await?,
+            lot: self.clone(),
             options,
             current: Mutex::new((subscription, 0)),
             waiting: tokio::sync::Mutex::new(Vec::new()),
@@ -233,18 +244,24 @@ struct Held {
     entry: LotEntry,
     /// When it has lain in its tier for the tier's nominal wait.
     ripe_at: Millis,
+    /// Its owners died while they handled it: it is handed out when no other such one is.
+    suspect: bool,
+    /// It was received before, by one who did not settle it.
+    redelivered: bool,
 }
 
+/// Handed out and not yet settled.
 #[derive(Debug)]
-enum Handed {
-    Tier(Token, u64, Box<LotEntry>),
-    Index(LotHandle),
+struct Handed {
+    token: Token,
+    generation: u64,
+    suspect: bool,
+    entry: Box<LotEntry>,
 }
 
 #[derive(Debug)]
 struct TopicFeed {
     lot: TopicLot,
-    revived: Arc<dyn LotFeed>,
     options: SubscribeOptions,
     /// The subscription to all tiers, and its generation.
     current: Mutex<(Arc<dyn Subscription>, u64)>,
@@ -253,14 +270,45 @@ struct TopicFeed {
 }
 
 impl TopicFeed {
-    fn hand(&self, handed: Handed, entry: LotEntry, out: &mut Vec<(LotHandle, LotEntry)>) {
+    fn hand(&self, handed: Handed, out: &mut Vec<(LotHandle, LotEntry)>) {
         let mut map = self.handed.lock();
         let mut handle = rand::random::<u64>() >> 1;
         while map.contains_key(&handle) {
             handle = rand::random::<u64>() >> 1;
         }
+        out.push((handle, LotEntry::clone(&handed.entry)));
         map.insert(handle, handed);
-        out.push((handle, entry));
+    }
+
+    fn suspect_out(&self) -> bool {
+        self.handed.lock().values().any(|handed| handed.suspect)
+    }
+
+    /// Hands out what is due, up to `max`. That each is about to be handled is written down first, so that one that kills
+    /// its process is known by it.
+    async fn hand_due(&self, waiting: &mut Vec<Held>, max: usize) -> Result<Vec<(LotHandle, LotEntry)>> {
+        let (now, generation) = (self.lot.store.now(), self.current().1);
+        let busy = self.suspect_out();
+        let is_due = |held: &Held| held.entry.due_at <= now && !(held.suspect && busy);
+        let due: Vec<usize> = (0..waiting.len()).filter(|at| is_due(&waiting[*at])).take(max).collect();
+        if due.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<MessageId> = due.iter().map(|at| waiting[*at].entry.message.id).collect();
+        let started = self.lot.store.lot_start(&self.lot.address, &self.lot.group, &ids, !busy).await?;
+        let mut out = Vec::new();
+        // From the back, so that what is taken out moves nothing that is still to be looked at.
+        for (at, counted) in due.into_iter().zip(started).rev() {
+            let Some(count) = counted else {
+                waiting[at].suspect = true;
+                continue;
+            };
+            let Held { token, mut entry, .. } = waiting.remove(at);
+            entry.deliveries = count;
+            self.hand(Handed { token, generation, suspect: count > SUSPECT, entry: Box::new(entry) }, &mut out);
+        }
+        out.reverse();
+        Ok(out)
     }
 
     fn current(&self) -> (Arc<dyn Subscription>, u64) {
@@ -286,6 +334,8 @@ impl TopicFeed {
                     token: delivery.token,
                     entry: entry(delivery, &self.lot.address, &self.lot.group, LotState::Waiting),
                     ripe_at: delivery.stored_at + TIERS.get(route).map_or(0, |(_, nominal)| *nominal),
+                    suspect: false,
+                    redelivered: delivery.deliveries.count() > 1,
                 })),
                 Signal::Revoking { route, shard, .. } => {
                     // What is in hand goes back, so that the hand-over can finish.
@@ -300,9 +350,13 @@ impl TopicFeed {
         Ok(())
     }
 
-    /// Files again what has lain in its tier for the tier's time and is still not due: what lies behind it may be.
+    /// Files again what is not due and keeps others from being received: where the hand is full, what has lain in its tier for
+    /// the tier's time, since what lies behind it may be due; and always what was received before, since a broker may hand
+    /// out such messages one at a time.
     async fn file_again(&self, waiting: &mut Vec<Held>, now: Millis) -> Result<()> {
-        let (ripe, keep): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|held| held.ripe_at <= now);
+        let full = waiting.len() >= PREFETCH.count;
+        let in_the_way = |held: &Held| held.entry.due_at > now && (held.redelivered || (full && held.ripe_at <= now));
+        let (ripe, keep): (Vec<_>, Vec<_>) = waiting.drain(..).partition(in_the_way);
         *waiting = keep;
         if ripe.is_empty() {
             return Ok(());
@@ -322,84 +376,68 @@ impl TopicFeed {
 #[async_trait]
 impl LotFeed for TopicFeed {
     async fn next(&self, max: usize, _shards: Option<&[u32]>, wait: Duration) -> Result<Vec<(LotHandle, LotEntry)>> {
-        let mut out = Vec::new();
-        for (handle, entry) in self.revived.next(max, None, Duration::ZERO).await? {
-            self.hand(Handed::Index(handle), entry, &mut out);
-        }
         let mut waiting = self.waiting.lock().await;
         let full = waiting.len() >= PREFETCH.count;
         let now = self.lot.store.now();
-        let next = waiting.iter().map(|held| if full { held.entry.due_at.min(held.ripe_at) } else { held.entry.due_at }).min();
-        let patience =
-            if out.is_empty() { next.map_or(wait, |at| wait.min(Duration::from_millis(at.saturating_sub(now)))) } else { Duration::ZERO };
+        let busy = self.suspect_out();
+        let next = waiting
+            .iter()
+            .filter(|held| !(held.suspect && busy))
+            .map(|held| if full { held.entry.due_at.min(held.ripe_at) } else { held.entry.due_at })
+            .min();
+        let patience = next.map_or(wait, |at| wait.min(Duration::from_millis(at.saturating_sub(now))));
         if full {
             tokio::time::sleep(patience).await;
         } else {
             self.receive(&mut waiting, patience).await?;
         }
-        let now = self.lot.store.now();
-        let generation = self.current().1;
-        let mut at = 0;
-        while at < waiting.len() && out.len() < max {
-            if waiting[at].entry.due_at <= now {
-                let Held { token, entry, .. } = waiting.swap_remove(at);
-                self.hand(Handed::Tier(token, generation, Box::new(entry.clone())), entry, &mut out);
-            } else {
-                at += 1;
-            }
-        }
-        if waiting.len() >= PREFETCH.count {
-            self.file_again(&mut waiting, now).await?;
-        }
-        Ok(out)
+        self.file_again(&mut waiting, self.lot.store.now()).await?;
+        self.hand_due(&mut waiting, max).await
     }
 
     async fn settle(&self, items: Vec<(LotHandle, LotSettle)>) -> Result<Vec<bool>> {
-        let mut index = Vec::new();
         let mut tier = Vec::new();
         let mut put = Vec::new();
+        let mut ended = Vec::new();
         let mut settled = Vec::with_capacity(items.len());
         {
             let handed = self.handed.lock();
             for (handle, settle) in &items {
                 settled.push(handed.contains_key(handle));
-                match handed.get(handle) {
-                    None => {}
-                    Some(Handed::Index(inner)) => index.push((*inner, settle.clone())),
-                    Some(Handed::Tier(token, generation, entry)) => {
-                        let mut entry = (**entry).clone();
-                        let done = match settle {
-                            LotSettle::Done => Settle::Done,
-                            LotSettle::Release => Settle::Release,
-                            LotSettle::Wait { due_at, attempts, error } => {
-                                (entry.due_at, entry.attempts, entry.error) = (*due_at, *attempts, error.clone());
-                                put.push(entry);
-                                Settle::Done
-                            }
-                            LotSettle::Bury { reason, attempts, error } => {
-                                entry.state = LotState::Dead;
-                                entry.died_at = Some(self.lot.store.now());
-                                (entry.reason, entry.attempts, entry.error) = (Some(reason.clone()), *attempts, error.clone());
-                                put.push(entry);
-                                Settle::Done
-                            }
-                        };
-                        tier.push((*token, *generation, done));
+                let Some(Handed { token, generation, entry, .. }) = handed.get(handle) else { continue };
+                let mut entry = LotEntry::clone(entry);
+                ended.push((entry.message.id, *settle != LotSettle::Release));
+                let done = match settle {
+                    LotSettle::Done => Settle::Done,
+                    LotSettle::Release => Settle::Release,
+                    LotSettle::Wait { due_at, attempts, error } => {
+                        (entry.due_at, entry.attempts, entry.error) = (*due_at, *attempts, error.clone());
+                        put.push(entry);
+                        Settle::Done
                     }
-                }
+                    LotSettle::Bury { reason, attempts, error } => {
+                        entry.state = LotState::Dead;
+                        entry.died_at = Some(self.lot.store.now());
+                        (entry.reason, entry.attempts, entry.error) = (Some(reason.clone()), *attempts, error.clone());
+                        put.push(entry);
+                        Settle::Done
+                    }
+                };
+                tier.push((*token, *generation, done));
             }
         }
         // Written first, acked then. On a failure the handles stay, and the caller settles again.
         if !put.is_empty() {
             self.lot.put(put).await?;
         }
-        if !index.is_empty() {
-            self.revived.settle(index).await?;
-        }
         if !tier.is_empty() {
             let (subscription, of) = self.current();
             let acks: Vec<_> = tier.iter().filter(|(_, generation, _)| *generation == of).map(|(token, _, done)| (*token, *done)).collect();
             subscription.settle(&acks).await;
+        }
+        if let Err(error) = self.lot.store.lot_end(&self.lot.address, &self.lot.group, &ended).await {
+            // At worst they are counted once more than they were handled.
+            tracing::debug!(%error, "hand-overs out of the lot could not be ended");
         }
         let mut handed = self.handed.lock();
         for (handle, _) in &items {
@@ -409,7 +447,6 @@ impl LotFeed for TopicFeed {
     }
 
     async fn close(&self) {
-        self.revived.close().await;
         self.current().0.close(Instant::now() + Duration::from_secs(2)).await;
     }
 }

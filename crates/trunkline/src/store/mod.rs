@@ -144,10 +144,12 @@ pub struct LotEntry {
     pub reason: Option<String>,
     /// The last error's text, cut at 4 KiB.
     pub error: Option<String>,
-    /// When it was buried.
+    /// When it was buried last.
     pub died_at: Option<Millis>,
     /// The job that set it back to waiting last.
     pub job: Option<String>,
+    /// Hand-overs that gave no outcome so far, one that is running included: what kills its process has many.
+    pub deliveries: u32,
     /// The message.
     pub message: LotMessage,
 }
@@ -194,6 +196,20 @@ pub enum LotSettle {
     },
     /// Given back as it was.
     Release,
+}
+
+/// What the dead topic of a group says about one message.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LotRecord {
+    /// It died, or the letter was edited.
+    Dead(LotEntry),
+    /// The letter of this death is no longer one: it was handed over again or discarded.
+    Gone {
+        /// The message.
+        id: MessageId,
+        /// The death.
+        died_at: Millis,
+    },
 }
 
 /// A filter over the lot. Empty fields match all.
@@ -253,6 +269,8 @@ pub struct LotCounts {
     pub dead: u64,
     /// Delayed publishes.
     pub publish: u64,
+    /// Those of them that failed and are tried again.
+    pub failing: u64,
     /// The earliest due time of what waits.
     pub next_due: Option<Millis>,
 }
@@ -428,7 +446,9 @@ pub trait Store: Send + Sync + Debug {
     /// the delayed publishes) is left as it is: the copy comes from a crash between write and ack.
     async fn lot_put(&self, entries: Vec<LotEntry>) -> Result<()>;
 
-    /// Claims due waiting entries.
+    /// Claims due waiting entries. A claim that ends without an outcome, because its owner died, counts as a hand-over. Of
+    /// those that had two or more such ends (suspects), one at a time is handed out to all owners of the group together, so
+    /// that one that kills its process does not raise the counts of the others.
     async fn lot_claim(&self, claim: LotClaim<'_>) -> Result<Vec<LotEntry>>;
 
     /// Claims due delayed publishes of all topics.
@@ -467,6 +487,22 @@ pub trait Store: Send + Sync + Debug {
     /// In one transaction: sets up to `limit` dead letters that match and lie after the job's cursor back to waiting (due
     /// now, attempts 0, `edit` applied), and moves the job's cursor, counters and results with them. The entries moved.
     async fn lot_revive(&self, job: &str, filter: &LotFilter, edit: Option<&LotEdit>, limit: usize) -> Result<Vec<LotEntry>>;
+
+    /// Counts durably that these messages of a group are about to be handled, for a lot that is not in the store; how many
+    /// hand-overs that makes without an outcome. Of suspects (two or more before) only the first is counted, and only if
+    /// `suspect`; the others are `None`, and must not be handled before that one is settled.
+    async fn lot_start(&self, address: &Address, group: &str, ids: &[MessageId], suspect: bool) -> Result<Vec<Option<u32>>>;
+
+    /// Takes back what was counted: all of it for one that came to an outcome (`true`), else only its last hand-over.
+    async fn lot_end(&self, address: &Address, group: &str, items: &[(MessageId, bool)]) -> Result<()>;
+
+    /// How far the group's dead topic on the broker was read into this store: the next offset.
+    async fn lot_indexed(&self, address: &Address, group: &str) -> Result<u64>;
+
+    /// In one transaction: applies what the dead topic says from `from` up to `to`, and remembers `to`. `false`, and nothing
+    /// is changed, if another process has read on from there meanwhile. What was set back to waiting stays so, unless it
+    /// died anew.
+    async fn lot_index(&self, address: &Address, group: &str, from: u64, to: u64, records: Vec<LotRecord>) -> Result<bool>;
 
     // idempotency and dedupe
 

@@ -174,6 +174,21 @@ async fn groups(env: &Env, event: &str, checks: &mut Vec<Check>) {
             checks.push(Check { fix: Some(format!("trunkline groups resume {event} {name}")), ..warn(&area, "paused", since, message) });
         }
     }
+    match env.delayed_publishes(event).await {
+        Ok(delayed) => {
+            if delayed.failing > 0 {
+                let message = format!("{} delayed publishes failed and are tried again", output::count(delayed.failing));
+                let fix = Some("the log of the process that publishes says why; `trunkline run -vv` tries them here".into());
+                checks.push(Check { fix, ..warn(&area, "delayed", since, message) });
+            }
+            if delayed.dead > 0 {
+                let message = format!("{} delayed publishes were given up", output::count(delayed.dead));
+                let fix = Some("trunkline dead list --error publish_failed; `trunkline dead reprocess` publishes them".into());
+                checks.push(Check { fix, ..warn(&area, "delayed", since, message) });
+            }
+        }
+        Err(error) => checks.push(failed(&area, "delayed", since, &error)),
+    }
     if checks.len() == before {
         checks.push(ok(&area, "groups", since));
     }

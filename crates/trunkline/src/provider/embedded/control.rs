@@ -1,7 +1,7 @@
 //! The control pages: what the processes of a host know in common about a topic and about a group.
 //!
-//! A page is a cache of what the files say, for as long as the machine runs. It carries the boot id; under another one
-//! everything in it is built again from the files.
+//! A page is a cache of what the files say, for as long as the machine runs. It carries the boot id and the name of its own
+//! file; under another boot, or in a copy that was put back, everything in it is built again from the files.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +19,8 @@ const GROUP_MAGIC: u64 = u64::from_le_bytes(*b"TLKG\0\0\0\0") << 32;
 pub(super) const MEMBERS: usize = 1000;
 const FIXED: usize = 16;
 const PER_SHARD: usize = 8;
+/// Which file the page is of, see [`Page::file`].
+const FILE: usize = 14;
 
 fn open(disk: &dyn Disk, path: &Path, words: usize, magic: u64) -> Result<Arc<dyn Page>> {
     let page = disk.page(path, page_bytes(words)).map_err(|e| error::disk(&e, "cannot map", path))?;
@@ -41,6 +43,7 @@ fn trusted(page: &dyn Page, boot: u128, shards: u32, magic: u64) -> bool {
         && words[1].load(SeqCst) == low
         && words[2].load(SeqCst) == high
         && words[3].load(SeqCst) == u64::from(shards)
+        && [words[FILE].load(SeqCst), words[FILE + 1].load(SeqCst)] == page.file()
 }
 
 fn trust(page: &dyn Page, boot: u128, shards: u32, magic: u64) {
@@ -49,6 +52,9 @@ fn trust(page: &dyn Page, boot: u128, shards: u32, magic: u64) {
     words[1].store(low, SeqCst);
     words[2].store(high, SeqCst);
     words[3].store(u64::from(shards), SeqCst);
+    let [number, disk] = page.file();
+    words[FILE].store(number, SeqCst);
+    words[FILE + 1].store(disk, SeqCst);
     words[0].store(magic | u64::from(VERSION), SeqCst);
 }
 
@@ -82,6 +88,18 @@ impl TopicPage {
 
     pub(super) fn trust(&self, boot: u128) {
         trust(&*self.page, boot, self.shards, TOPIC_MAGIC);
+    }
+
+    /// From now on everything in it is to be built again.
+    pub(super) fn distrust(&self) {
+        self.page.words()[1].store(0, SeqCst);
+        self.page.words()[2].store(0, SeqCst);
+    }
+
+    /// Whether it was written as this file, be it before the machine was started anew: a copy may be of another moment than
+    /// the log beside it.
+    pub(super) fn original(&self) -> bool {
+        self.page.words()[FILE].load(SeqCst) == self.page.file()[0]
     }
 
     words! {

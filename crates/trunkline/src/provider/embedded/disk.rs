@@ -81,6 +81,8 @@ pub trait Page: Debug + Send + Sync {
     fn bells(&self) -> &[AtomicU32];
     /// The words after them.
     fn words(&self) -> &[AtomicU64];
+    /// Must name the file: its number, then that of its disk. A copy of it has other ones.
+    fn file(&self) -> [u64; 2];
 }
 
 /// An exclusive lock that the system frees when its holder dies. Locked by one thread at a time.

@@ -186,6 +186,10 @@ impl Page for MemoryPage {
     fn words(&self) -> &[AtomicU64] {
         &self.words
     }
+
+    fn file(&self) -> [u64; 2] {
+        [1, 1]
+    }
 }
 
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -33,8 +33,8 @@ impl Disk for RealDisk {
         if file.metadata()?.len() < len as u64 {
             allocate(&file, len as u64)?;
         }
-        let map = MmapRaw::map_raw(&file)?;
-        Ok(Arc::new(RealPage { map, len }))
+        let (map, about) = (MmapRaw::map_raw(&file)?, file.metadata()?);
+        Ok(Arc::new(RealPage { map, len, file: [about.ino(), about.dev()] }))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>> {
@@ -151,6 +151,7 @@ impl Lock for RealLock {
 struct RealPage {
     map: MmapRaw,
     len: usize,
+    file: [u64; 2],
 }
 
 impl Page for RealPage {
@@ -164,5 +165,9 @@ impl Page for RealPage {
         // SAFETY: as above; the words start 8-aligned behind the bells, end within `len`, and are reached as 64-bit
         // atomics only.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(BELLS * 4).cast::<AtomicU64>(), (self.len - BELLS * 4) / 8) }
+    }
+
+    fn file(&self) -> [u64; 2] {
+        self.file
     }
 }

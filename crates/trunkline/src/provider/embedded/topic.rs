@@ -120,6 +120,7 @@ impl Topic {
             noticed: AtomicU64::new(0),
             dir,
         });
+        topic.check_page()?;
         topic.locked(|_| ())?;
         topic.noticed.store(topic.page.durable().load(SeqCst), SeqCst);
         Ok(Some(topic))
@@ -138,6 +139,28 @@ impl Topic {
             self.recover()?;
         }
         Ok(work(&mut appender))
+    }
+
+    /// A page that does not say where the log ends is of another moment than the log: files were put back beside it.
+    fn check_page(&self) -> Result<()> {
+        let _held = Held::wait(&*self.lock).map_err(|e| error::disk(&e, "cannot lock", &self.dir))?;
+        let (page, starts) = (&self.page, self.list_segments()?);
+        // What a writer is in the middle of, or left, is looked at anyway.
+        let calm = page.trusted(self.host.boot) && page.dirty().load(SeqCst) == 0 && page.poisoned().load(SeqCst) == 0;
+        if !calm || self.removed() {
+            return Ok(());
+        }
+        let (start, end) = (page.segment().load(SeqCst), page.write_end().load(SeqCst));
+        let path = self.segment_path(start);
+        let ends_there = || -> io::Result<bool> {
+            let file = self.host.disk.open(&path, How::Read)?;
+            Ok(file.size()? >= end - start && !stands(&*file, start, end)?)
+        };
+        if starts.last() != Some(&start) || !ends_there().map_err(|e| error::disk(&e, "cannot read", &path))? {
+            tracing::warn!(topic = %self.name, "the control page does not fit the log: it is built again");
+            page.distrust();
+        }
+        Ok(())
     }
 
     /// Whether the topic was removed, by any process.
@@ -204,7 +227,7 @@ impl Topic {
             starts.pop();
         };
         let scan = self.scan(&header, &*file, limit)?;
-        if page.lax().load(SeqCst) == 0 && limit == u64::MAX && scan.end < page.durable().load(SeqCst) {
+        if page.original() && page.lax().load(SeqCst) == 0 && limit == u64::MAX && scan.end < page.durable().load(SeqCst) {
             // Confirmed batches are never cut off as if they were torn.
             return Err(error::damaged(&self.segment_path(header.start), "a confirmed batch fails its checksum"));
         }
@@ -325,6 +348,21 @@ impl Topic {
             }
         }
         Ok(scan)
+    }
+}
+
+/// Whether a whole batch stands at `at` in the segment that begins at `start`.
+fn stands(file: &dyn File, start: u64, at: u64) -> io::Result<bool> {
+    let mut want = 4_096;
+    loop {
+        let mut buf = vec![0; want];
+        let n = file.read_at(&mut buf, at - start)?;
+        want = match BatchView::parse(&buf[..n], at) {
+            Ok(batch) if batch.len() <= n => return Ok(batch.intact()),
+            Ok(batch) if n == want => batch.len(),
+            Err(super::segment::NoBatch::Short(more)) if n == want => more,
+            _ => return Ok(false),
+        };
     }
 }
 

@@ -34,7 +34,7 @@ use self::db::Db;
 use self::writer::Job as Work;
 use super::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
-    LotFilter, LotSettle, Member, Scope, Store,
+    LotFilter, LotRecord, LotSettle, Member, Scope, Store,
 };
 use crate::error::{Code, Error, Result};
 use crate::message::{MessageId, Millis, now_ms};
@@ -289,6 +289,26 @@ impl Store for SqliteStore {
         self.write(limit, move |db| lot::revive(db, &job, &filter, edit.as_ref(), limit)).await
     }
 
+    async fn lot_start(&self, address: &Address, group: &str, ids: &[MessageId], suspect: bool) -> Result<Vec<Option<u32>>> {
+        let (address, group, ids) = (address.clone(), Arc::from(group), ids.to_vec());
+        self.write(ids.len(), move |db| lot::start(db, &address, &group, &ids, suspect)).await
+    }
+
+    async fn lot_end(&self, address: &Address, group: &str, items: &[(MessageId, bool)]) -> Result<()> {
+        let (address, group, items) = (address.clone(), Arc::from(group), items.to_vec());
+        self.write(items.len(), move |db| lot::end(db, &address, &group, &items)).await
+    }
+
+    async fn lot_indexed(&self, address: &Address, group: &str) -> Result<u64> {
+        let (address, group) = (address.clone(), Arc::from(group));
+        self.read(move |db| lot::indexed(db, &address, &group)).await
+    }
+
+    async fn lot_index(&self, address: &Address, group: &str, from: u64, to: u64, records: Vec<LotRecord>) -> Result<bool> {
+        let (address, group) = (address.clone(), Arc::from(group));
+        self.write(records.len() + 1, move |db| lot::index(db, &address, &group, from, to, &records)).await
+    }
+
     async fn idempotency_claim(&self, claims: Vec<IdempotencyClaim>) -> Result<Vec<Claimed>> {
         self.write(claims.len(), move |db| idempotency::claim(db, &claims)).await
     }
@@ -363,7 +383,10 @@ impl Store for SqliteStore {
         loop {
             let step = self
                 .write(SWEEP_ROWS, |db| {
-                    Ok(idempotency::sweep(db, SWEEP_ROWS)? + registry::sweep(db, SWEEP_ROWS)? + jobs::sweep(db, SWEEP_ROWS)?)
+                    Ok(idempotency::sweep(db, SWEEP_ROWS)?
+                        + registry::sweep(db, SWEEP_ROWS)?
+                        + jobs::sweep(db, SWEEP_ROWS)?
+                        + lot::sweep(db, SWEEP_ROWS)?)
                 })
                 .await?;
             sum += step as u64;

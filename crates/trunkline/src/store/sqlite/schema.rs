@@ -13,7 +13,7 @@ use crate::error::Result;
 pub(super) const APPLICATION_ID: i64 = 0x5472_6e6b;
 
 /// One entry for each version; entry n brings a file of version n to n + 1. Never change one that was released.
-const MIGRATIONS: &[&str] = &[V1];
+const MIGRATIONS: &[&str] = &[V1, V2];
 
 /// The version this code writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -99,6 +99,20 @@ CREATE TABLE job (
     results TEXT NOT NULL, created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX job_product ON job (product, created_at);
+";
+
+/// `lost` counts the claims that ended without an outcome. `lot_start` does that for a lot that lies on the broker, and
+/// `lot_indexed` says how far its dead topics were read.
+const V2: &str = "
+ALTER TABLE lot ADD COLUMN lost INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX lot_suspect ON lot (target, ready_at) WHERE state = 0 AND lost >= 2;
+
+CREATE TABLE lot_start (
+    target INTEGER NOT NULL, id BLOB NOT NULL, count INTEGER NOT NULL, expires_at INTEGER NOT NULL, PRIMARY KEY (target, id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX lot_start_expires ON lot_start (expires_at);
+
+CREATE TABLE lot_indexed (target INTEGER PRIMARY KEY, next INTEGER NOT NULL) STRICT;
 ";
 
 /// Brings the file to [`VERSION`]. Safe when several processes open it at once: each step looks again under the lock.

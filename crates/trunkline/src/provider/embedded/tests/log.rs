@@ -80,6 +80,72 @@ async fn another_boot_builds_everything_from_the_files() {
     assert_eq!(texts(&rest)[..11], ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "40"]);
 }
 
+/// All of a directory as it is now, put somewhere.
+fn copy(from: &Path, to: &Path, wanted: &dyn Fn(&str) -> bool) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("listed") {
+        let entry = entry.expect("an entry");
+        let (name, to) = (entry.file_name().to_string_lossy().into_owned(), to.join(entry.file_name()));
+        if entry.file_type().expect("a type").is_dir() {
+            copy(&entry.path(), &to, wanted);
+        } else if wanted(&name) {
+            std::fs::copy(entry.path(), to).expect("copied");
+        }
+    }
+}
+
+/// A log with 100 messages of which a backup was taken, whose pages are of another moment than its segments.
+async fn restored(pages_at: u64, log_at: u64, restore: impl FnOnce(&Path, &Path)) -> Embedded {
+    let (dir, backup) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let topic = topic(2);
+    let broker = Embedded::open(options(dir.path())).expect("opened");
+    broker.ensure(&topic, &[group("g")]).await.expect("ensured");
+    let subscription = join(&broker, &topic, "g").await;
+    let is_page = |name: &str| name == "control";
+    for n in 0..100 {
+        if n == pages_at {
+            copy(dir.path(), backup.path(), &is_page);
+        }
+        if n == log_at {
+            copy(dir.path(), backup.path(), &|name| !is_page(name));
+        }
+        send_all(&broker, &topic, numbered(Some(0), n..n + 1)).await;
+        settle_done(&*subscription, &receive(&*subscription, 1).await).await;
+    }
+    subscription.close(Instant::now() + SOON).await;
+    broker.close(Instant::now() + SOON).await;
+    drop((subscription, broker));
+    restore(backup.path(), dir.path());
+    // Not dropped before the broker is: the directory goes with the test's process.
+    Embedded::open(options(&dir.keep())).expect("opened")
+}
+
+/// The log goes on where it ends, and the group after what it had settled.
+async fn goes_on_at(broker: &Embedded, end: u64) {
+    let topic = topic(2);
+    assert_eq!(send_all(broker, &topic, numbered(Some(0), 1_000..1_001)).await[0].offset, end);
+    let stored = broker.read(&topic, ReadFrom::Position(Position { shard: 0, offset: 0 }), 1_000).await.expect("read");
+    assert_eq!(stored.len() as u64, end + 1, "all that was in the log, and the new one");
+    let subscription = join(broker, &topic, "g").await;
+    assert_eq!(texts(&receive(&*subscription, 1).await), ["1000"]);
+    let dir = broker.handle.host.options.dir.clone();
+    let _ = std::fs::remove_dir_all(dir);
+}
+
+/// A control page that was put back within the same boot is not trusted, be it older or newer than the log beside it.
+#[tokio::test]
+async fn a_control_page_that_was_restored_is_built_again() {
+    let anew = |from: &Path, to: &Path| {
+        std::fs::remove_dir_all(to).expect("removed");
+        copy(from, to, &|_| true);
+    };
+    goes_on_at(&restored(40, 60, anew).await, 60).await;
+    goes_on_at(&restored(60, 40, anew).await, 40).await;
+    // Written over in place, so that every file is the one it was.
+    let in_place = |from: &Path, to: &Path| copy(from, to, &|_| true);
+    goes_on_at(&restored(40, 60, in_place).await, 60).await;
+}
+
 #[tokio::test]
 async fn small_segments_are_rolled_and_read_across() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -222,6 +222,14 @@ pub(in super::super) fn counts(db: &Db, address: &Address, group: Option<&str>) 
                 _ => out.dead += count,
             }
         }
+        out.failing += db
+            .first(
+                "count the lot",
+                "SELECT count(*) FROM lot INDEXED BY lot_state WHERE target = ?1 AND state = 1 AND attempts > 0",
+                [target],
+                |row| Ok(uint(row.get(0)?)),
+            )?
+            .unwrap_or(0);
         let due = [claim::target_due(db, target)?, claim::target_publish_due(db, target)?];
         out.next_due = due.into_iter().chain([out.next_due]).flatten().min();
     }

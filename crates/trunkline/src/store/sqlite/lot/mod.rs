@@ -1,5 +1,6 @@
 //! The lot: putting, reading, settling, editing and discarding entries.
 
+mod broker;
 mod claim;
 mod find;
 mod revive;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rusqlite::{named_params, params};
 
+pub(super) use broker::{end, index, indexed, start, sweep};
 pub(super) use claim::{chains, claim, claim_publishes, extend, next_due};
 pub(super) use find::{count, counts, groups, list};
 pub(super) use revive::revive;
@@ -30,6 +32,9 @@ const ERROR_GROUP_MAX: usize = 512;
 const WAITING: i64 = 0;
 const PUBLISH: i64 = 1;
 const DEAD: i64 = 2;
+
+/// What came to so many ends without an outcome is handed out alone; the index `lot_suspect` says the same.
+const SUSPECT: u32 = 2;
 
 fn number(state: LotState) -> i64 {
     match state {
@@ -163,7 +168,7 @@ fn settle_one(db: &Db, owner: &str, seq: i64, settle: &LotSettle) -> Result<bool
             let error = error.as_deref().map(|error| cut(error, ERROR_MAX));
             db.run(
                 doing,
-                "UPDATE lot SET owner = NULL, ready_at = ?2, due_at = ?2, attempts = ?3, error = ?4, error_group = ?5 WHERE seq = ?1",
+                "UPDATE lot SET owner = NULL, ready_at = ?2, due_at = ?2, attempts = ?3, error = ?4, error_group = ?5, lost = 0 WHERE seq = ?1",
                 params![seq, int(*due_at), attempts, error, error_group(error, None)],
             )?
         }
@@ -227,7 +232,7 @@ fn load(db: &Db, seqs: &[i64]) -> Result<Vec<LotEntry>> {
         .conn
         .prepare_cached(
             "SELECT l.target, l.state, l.id, l.chain, l.shard, l.offset, l.due_at, l.attempts, l.produced_at, l.died_at, l.reason, l.error,
-                 l.job, b.format, b.key, b.headers, b.payload
+                 l.job, l.lost + (l.owner IS NOT NULL), b.format, b.key, b.headers, b.payload
              FROM lot l JOIN lot_body b ON b.seq = l.seq WHERE l.seq = ?1",
         )
         .doing(doing)?;
@@ -252,11 +257,11 @@ fn entry(db: &Db, seq: i64, row: &rusqlite::Row<'_>) -> Result<LotEntry> {
         PUBLISH => LotState::Publish,
         _ => LotState::Dead,
     };
-    if get::<i64>(row, 13)? != FORMAT {
+    if get::<i64>(row, 14)? != FORMAT {
         return Err(damaged("the headers of an entry of the lot have an unknown format"));
     }
     let headers =
-        Headers::decode(&get::<Vec<u8>>(row, 15)?.into()).ok_or_else(|| damaged("the headers of an entry of the lot cannot be read"))?;
+        Headers::decode(&get::<Vec<u8>>(row, 16)?.into()).ok_or_else(|| damaged("the headers of an entry of the lot cannot be read"))?;
     Ok(LotEntry {
         seq: uint(seq),
         state,
@@ -269,11 +274,12 @@ fn entry(db: &Db, seq: i64, row: &rusqlite::Row<'_>) -> Result<LotEntry> {
         error: get(row, 11)?,
         died_at: get::<Option<i64>>(row, 9)?.map(uint),
         job: get(row, 12)?,
+        deliveries: get(row, 13)?,
         message: LotMessage {
             id: message_id(row, 2).doing("read the lot")?,
-            key: get::<Option<Vec<u8>>>(row, 14)?.map(Bytes::from),
+            key: get::<Option<Vec<u8>>>(row, 15)?.map(Bytes::from),
             headers,
-            payload: get::<Vec<u8>>(row, 16)?.into(),
+            payload: get::<Vec<u8>>(row, 17)?.into(),
             produced_at: time(8)?,
             position: Position { shard: get(row, 4)?, offset: get::<i64>(row, 5)?.cast_unsigned() },
         },

@@ -46,7 +46,7 @@ fn back(db: &Db, seq: i64, job: &str) -> Result<()> {
     db.run(
         doing,
         &format!(
-            "UPDATE lot SET state = ?2, due_at = ?3, ready_at = ?4, owner = NULL, attempts = 0, died_at = NULL, reason = NULL, job = ?5
+            "UPDATE lot SET state = ?2, due_at = ?3, ready_at = ?4, owner = NULL, attempts = 0, lost = 0, reason = NULL, job = ?5
              WHERE seq = ?1 AND state = {DEAD}"
         ),
         params![seq, state, db.now(), ready_at, job],

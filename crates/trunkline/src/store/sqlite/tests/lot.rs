@@ -85,7 +85,7 @@ async fn settling_waits_buries_and_gives_back() {
     assert_eq!(store.lot_settle("a", items).await.unwrap(), [true; 4]);
     assert_eq!(claim(&store, "a", None, 10).await, [4]);
     let counts = store.lot_counts(&address("created"), Some("billing")).await.unwrap();
-    assert_eq!(counts, LotCounts { waiting: 2, dead: 1, publish: 0, next_due: Some(START + 1000) });
+    assert_eq!(counts, LotCounts { waiting: 2, dead: 1, publish: 0, failing: 0, next_due: Some(START + 1000) });
     let listed = store.lot_list(&LotFilter::default(), 10, 0, false).await.unwrap();
     assert_eq!((listed[0].attempts, listed[0].error.as_ref().map(String::len)), (4, Some(4096)));
     assert_eq!((listed[1].state, listed[1].died_at, listed[1].reason.as_deref()), (LotState::Dead, Some(START), Some("buried")));
@@ -315,4 +315,94 @@ async fn a_revive_that_is_interrupted_goes_on_where_it_stopped() {
     let job = store.job_get("j").await.unwrap().unwrap();
     assert_eq!((job.done, job.cursor, job.results.len()), (333, 998, 333));
     assert_eq!(store.lot_count(&LotFilter { state: Some(LotState::Waiting), ..LotFilter::default() }).await.unwrap(), 333 - 7);
+}
+
+#[tokio::test]
+async fn claims_that_end_without_an_outcome_are_counted() {
+    let bed = Bed::new();
+    let store = bed.open();
+    store.lot_put(waiting(0..3)).await.unwrap();
+    let address = address("created");
+    let claimed = async |owner: &str| {
+        let claim = LotClaim { address: &address, group: "billing", shards: None, limit: 10, owner, lease: LEASE };
+        let mut out: Vec<_> = store.lot_claim(claim).await.unwrap().iter().map(|entry| (entry.seq, entry.deliveries)).collect();
+        out.sort_unstable();
+        out
+    };
+    assert_eq!(claimed("a").await, [(1, 1), (2, 1), (3, 1)]);
+    // What is given back was not handled, what waits again had an outcome: neither counts.
+    let wait = LotSettle::Wait { due_at: START, attempts: 4, error: None };
+    store.lot_settle("a", vec![(2, LotSettle::Release), (3, wait.clone())]).await.unwrap();
+    bed.pass(30_000);
+    assert_eq!(claimed("b").await, [(1, 2), (2, 1), (3, 1)]);
+    bed.pass(30_000);
+    // The first one saw two of its owners die, so it goes alone among its like; the others saw one.
+    assert_eq!(claimed("c").await, [(1, 3), (2, 2), (3, 2)]);
+    bed.pass(30_000);
+    // Now all three are suspects: one at a time goes out, whoever asks.
+    let first = claimed("d").await;
+    assert_eq!(first.len(), 1);
+    assert_eq!(claimed("e").await, []);
+    store.lot_settle("d", vec![(first[0].0, LotSettle::Done)]).await.unwrap();
+    let second = claimed("e").await;
+    assert_eq!(second.len(), 1);
+    // It dies: only its own count rises.
+    bed.pass(30_000);
+    let third = claimed("f").await;
+    assert!(third.len() == 1 && third[0].1 == 3, "{third:?}");
+    store.lot_settle("f", vec![(third[0].0, wait)]).await.unwrap();
+    // With an outcome it is a suspect no longer.
+    let rest = claimed("g").await;
+    assert!(rest.contains(&(third[0].0, 1)) && rest.contains(&(second[0].0, 4)), "{rest:?}");
+}
+
+#[tokio::test]
+async fn hand_overs_of_a_lot_on_the_broker_are_counted() {
+    let bed = Bed::new();
+    let store = bed.open();
+    let (address, ids): (_, Vec<MessageId>) = (address("created"), (0..3).map(|n| entry(LotState::Waiting, n).message.id).collect());
+    let start = async |ids: &[MessageId], suspect| store.lot_start(&address, "billing", ids, suspect).await.unwrap();
+    assert_eq!(start(&ids, true).await, [Some(1), Some(1), Some(1)]);
+    store.lot_end(&address, "billing", &[(ids[0], true), (ids[1], false)]).await.unwrap();
+    assert_eq!(start(&ids, true).await, [Some(1), Some(1), Some(2)]);
+    assert_eq!(start(&ids, true).await, [Some(2), Some(2), Some(3)]);
+    // All are suspects now: one goes, the others are not counted.
+    assert_eq!(start(&ids, true).await, [Some(3), None, None]);
+    assert_eq!(start(&ids, false).await, [None, None, None]);
+    assert_eq!(start(&ids[1..], true).await, [Some(3), None]);
+    // Another group counts for itself, and what nobody came back to is forgotten.
+    assert_eq!(store.lot_start(&address, "audit", &ids, true).await.unwrap(), [Some(1), Some(1), Some(1)]);
+    bed.pass(8 * 24 * 3_600_000);
+    assert_eq!(start(&ids, true).await, [Some(1), Some(1), Some(1)]);
+    assert!(store.sweep().await.unwrap() >= 3);
+}
+
+#[tokio::test]
+async fn the_index_follows_the_dead_topic() {
+    let bed = Bed::new();
+    let store = bed.open();
+    let address = address("created");
+    let died = |n: u64, at: u64| LotEntry { died_at: Some(START + at), ..entry(LotState::Dead, n) };
+    let gone = |n: u64, at: u64| LotRecord::Gone { id: entry(LotState::Dead, n).message.id, died_at: START + at };
+    let index = async |from, to, records| store.lot_index(&address, "billing", from, to, records).await.unwrap();
+    assert_eq!(store.lot_indexed(&address, "billing").await.unwrap(), 0);
+    assert!(index(0, 2, vec![LotRecord::Dead(died(1, 10)), LotRecord::Dead(died(2, 10))]).await);
+    // Another process was faster: nothing is done twice.
+    assert!(!index(0, 2, vec![gone(1, 10)]).await);
+    assert_eq!((seqs(&store, &dead()).await, store.lot_indexed(&address, "billing").await.unwrap()), (vec![1, 2], 2));
+    // An edit changes the letter, and the word that an older death is over does not touch it.
+    let mut edited = died(1, 20);
+    edited.message.payload = "edited".into();
+    assert!(index(2, 4, vec![LotRecord::Dead(edited), gone(1, 10)]).await);
+    let found = store.lot_list(&dead(), 10, 0, false).await.unwrap();
+    assert_eq!((found.len(), &found[0].message.payload[..], found[0].died_at), (2, &b"edited"[..], Some(START + 20)));
+    // What is on its way back to its group is no letter of the same death any more, but one of a new death.
+    store.job_put(&job("j")).await.unwrap();
+    store.lot_revive("j", &dead(), None, 10).await.unwrap();
+    assert!(index(4, 5, vec![LotRecord::Dead(died(2, 10))]).await);
+    assert_eq!(seqs(&store, &dead()).await, [0; 0]);
+    assert!(index(5, 6, vec![LotRecord::Dead(died(2, 30))]).await);
+    assert_eq!(seqs(&store, &dead()).await, [2]);
+    assert!(index(6, 7, vec![gone(2, 30)]).await);
+    assert_eq!(store.lot_count(&dead()).await.unwrap(), 0);
 }

@@ -63,6 +63,7 @@ fn entry(state: LotState, n: u64) -> LotEntry {
         error: Some(format!("no connection {}\nat line 1", n % 3)),
         died_at: None,
         job: None,
+        deliveries: 0,
         message: LotMessage {
             id: MessageId::derived(START + n / 50, &[&n.to_le_bytes()]),
             key: Some(Bytes::from(format!("key-{n}"))),
