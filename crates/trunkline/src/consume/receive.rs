@@ -212,7 +212,7 @@ impl Engine {
     /// Takes it in hand for as long as it takes to bury it.
     pub(super) fn bury_unhandled(&self, lanes: &mut Lanes, work: &Work, reason: &'static str) -> Finished {
         lanes.come(work.position.shard, work.size);
-        let entry = self.entry(work, LotState::Dead, self.store.now(), work.attempts, Some(reason.into()), None);
+        let entry = self.entry(work, LotState::Dead, now_ms(), work.attempts, Some(reason.into()), None);
         Finished::of(work, Then::Lot(Box::new(entry)), Some(unhandled(work, reason)), false)
     }
 

@@ -10,12 +10,12 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::LONGEST_RETRY_MS;
-use super::disk::uptime_ms;
 use super::error;
 use super::group::Group;
 use super::lease::{self, Member};
 use super::owned::{FillError, FlushError, NAMES, Owned, Room, Tidy, name_of};
 use super::topic::Topic;
+use crate::clock::uptime_ms;
 use crate::delivery::{Settle, Settled, Token};
 use crate::error::{Code, Error, Result};
 use crate::message::millis;
