@@ -47,6 +47,7 @@ struct State {
     paused: bool,
     /// Why the subscription is dead.
     dead: Option<Error>,
+    bell: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -79,6 +80,7 @@ impl Live {
             turn: 0,
             paused: false,
             dead: None,
+            bell: Arc::clone(&bell),
         };
         let live = Arc::new(Live { bell, lease: millis(lease), state: Mutex::new(state) });
         live.beat(true);
@@ -232,7 +234,7 @@ impl State {
             let name = self.name();
             self.signals.push_back(Signal::Assigned { route: index, shard, epoch: claim.epoch });
             self.places.insert(name, self.owned.len());
-            self.owned.push(Owned::new(name, index, &topic, &group, shard, claim));
+            self.owned.push(Owned::new(name, index, &topic, &group, shard, claim, &self.bell));
             have += 1;
         }
         Ok(())
