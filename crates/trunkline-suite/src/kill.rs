@@ -67,6 +67,15 @@ impl Worker {
     pub fn start(program: &str, what: &str, dir: &Path, ledger: PathBuf, hold: Duration) -> Self {
         let mut command = Command::new(program);
         command.arg(what).arg(dir).arg(&ledger).arg(hold.as_millis().to_string()).stdin(Stdio::null());
+        Worker::run(command, ledger)
+    }
+
+    /// Starts this command, which writes that ledger.
+    ///
+    /// # Panics
+    /// If the process cannot be started.
+    #[must_use]
+    pub fn run(mut command: Command, ledger: PathBuf) -> Self {
         Worker { child: command.spawn().unwrap(), ledger }
     }
 
@@ -89,7 +98,7 @@ impl Worker {
         let _ = self.child.wait();
     }
 
-    /// Whether it ended by itself, which it never should.
+    /// Whether it ended by itself.
     pub fn ended(&mut self) -> bool {
         self.child.try_wait().is_ok_and(|status| status.is_some())
     }

@@ -160,6 +160,12 @@ impl Account {
         self.confirmed.len()
     }
 
+    /// How many confirmed messages were not handled yet.
+    #[must_use]
+    pub fn unhandled(&self) -> usize {
+        self.confirmed.iter().filter(|id| !self.handled.contains_key(id)).count()
+    }
+
     /// How many hand-overs there were beyond one for each message.
     #[must_use]
     pub fn duplicates(&self) -> usize {
@@ -175,7 +181,7 @@ impl Account {
     /// Everything confirmed was handled; at most `duplicates` hand-overs were repeated; what was settled stayed so; no
     /// ownership was given twice; nothing was settled under an ownership after a later one had begun.
     pub fn check(&self, duplicates: usize) -> Verdict {
-        let lost = self.confirmed.iter().filter(|id| !self.handled.contains_key(id)).count();
+        let lost = self.unhandled();
         check!(lost == 0, "{lost} of {} confirmed messages were never handled", self.confirmed.len());
         check!(self.duplicates() <= duplicates, "{} hand-overs were repeated, of at most {duplicates}", self.duplicates());
         let twice = self.settled.values().filter(|n| **n > 1).count();

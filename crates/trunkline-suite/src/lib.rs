@@ -9,20 +9,30 @@
 //! - [`recording_disk`] records what the embedded broker asks of its disk and replays every crash.
 //! - [`server`] knows the real servers that `scripts/brokers` started, and stops, kills and restarts them.
 //! - [`proxy`] stands between a client and a server, and cuts, delays, throttles or swallows what passes.
-//! - [`kill`] starts real processes to kill and stop, and [`ledger`] holds them to what they confirmed and handled.
+//! - [`promise`] holds what the tests of the promises share, which look at `Trunkline` from outside.
+//! - [`faulty`] stands between the core and a provider and fails as often as it is told, [`faulty_store`] between the core and
+//!   the store.
+//! - [`mount`] makes small file systems of one's own, which fill up or turn read-only.
+//! - [`kill`] starts real processes on one broker to kill and stop, [`app`] whole programs on one data directory, and
+//!   [`ledger`] holds them to what they confirmed and handled.
 
 #![expect(clippy::unwrap_used, reason = "a poisoned suite should stop at once")]
 
 #[macro_use]
 mod verdict;
+pub mod app;
 mod bed;
 mod broker;
 pub mod conformance;
+pub mod faulty;
+pub mod faulty_store;
 pub mod kill;
 pub mod ledger;
 pub mod liar;
 mod member;
 pub mod model;
+pub mod mount;
+pub mod promise;
 pub mod proxy;
 pub mod recording_disk;
 pub mod server;

@@ -229,7 +229,8 @@ impl Env {
     pub(crate) async fn run_reprocess(&self, id: &str) -> Result<()> {
         const LEASE: Duration = Duration::from_secs(10);
         let store = &self.inner().store;
-        let (lease, owner) = (format!("job/{id}"), self.inner().process.clone());
+        // A run's own, not the process's: the background work of this process must not join in either.
+        let (lease, owner) = (format!("job/{id}"), MessageId::now().to_string());
         let started = tokio::time::Instant::now();
         let mut moved = 0u64;
         loop {
@@ -267,7 +268,13 @@ impl Env {
             }
             moved += n as u64;
             if let Some(rate) = what.rate.filter(|rate| *rate > 0.0) {
-                tokio::time::sleep_until(started + Duration::from_secs_f64(moved as f64 / rate)).await;
+                let next = started + Duration::from_secs_f64(moved as f64 / rate);
+                while next > tokio::time::Instant::now() {
+                    tokio::time::sleep_until(next.min(tokio::time::Instant::now() + LEASE / 3)).await;
+                    if store.lease_take(&lease, &owner, LEASE).await?.is_none() {
+                        return Ok(());
+                    }
+                }
             }
         }
         store.lease_release(&lease, &owner).await

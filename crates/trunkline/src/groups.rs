@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::error::{Code, Error, Result};
-use crate::message::Millis;
+use crate::message::{Millis, now_ms};
 use crate::provider::{GroupSpec, Remove, Start};
 use crate::store::{LotCounts, Member, MemberRole};
 use crate::trunkline::Env;
@@ -38,6 +38,11 @@ pub struct GroupStatus {
     pub members: Vec<Member>,
 }
 
+/// A time of the store's clock as the wall clock shows it.
+fn by_the_wall(at: Millis, now: Millis) -> Millis {
+    if at >= now { now_ms() + (at - now) } else { now_ms().saturating_sub(now - at) }
+}
+
 impl Env {
     /// The groups of a topic.
     ///
@@ -62,7 +67,7 @@ impl Env {
                 waiting: counts.waiting,
                 dead: counts.dead,
                 oldest: depth.oldest,
-                next_due: counts.next_due,
+                next_due: counts.next_due.map(|at| by_the_wall(at, inner.store.now())),
                 members: members.iter().filter(works_here).cloned().collect(),
             });
         }

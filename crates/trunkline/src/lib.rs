@@ -47,6 +47,8 @@ mod background;
 mod breaker;
 pub mod capability;
 pub mod catalog;
+#[doc(hidden)]
+pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod consume;

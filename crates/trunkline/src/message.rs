@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -19,7 +19,7 @@ pub type Millis = u64;
 /// The wall clock in milliseconds.
 #[must_use]
 pub fn now_ms() -> Millis {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    millis(crate::clock::wall())
 }
 
 /// A duration in whole milliseconds, saturating.
@@ -42,7 +42,7 @@ impl MessageId {
 
     /// A new id of this moment, and the moment.
     pub(crate) fn now_at() -> (Self, Millis) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = crate::clock::wall();
         let mut random: [u8; 10] = rand::random();
         // RFC 9562, method 3: the 12 bits behind the milliseconds are the fraction of the millisecond, so that ids made
         // one after the other sort nearly always that way, without a lock that all threads would share.

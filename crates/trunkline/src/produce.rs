@@ -250,7 +250,8 @@ async fn wait(route: &Arc<Route>, outgoing: Outgoing, due_at: Millis, now: Milli
         address: route.filed.address.clone(),
         group: "".into(),
         chain: None,
-        due_at,
+        // From here on the store's clock counts, which nobody sets.
+        due_at: route.store.now() + due_at.saturating_sub(now),
         attempts: 0,
         reason: None,
         error: None,

@@ -40,15 +40,22 @@ impl Tracker {
         }
     }
 
-    /// The history, with what this process did a moment ago in it.
-    pub(crate) async fn flushed(&self) -> Result<&History> {
+    /// Writes what this process did a moment ago.
+    pub(crate) async fn flush(&self) -> Result<()> {
         match self {
-            Tracker::On(history, recorder) => {
-                recorder.flush().await?;
-                Ok(history)
-            }
-            Tracker::Off(error) => Err(error.clone().context("this process keeps no history")),
+            Tracker::On(_, recorder) => recorder.flush().await,
+            Tracker::Off(_) => self.history().map(drop),
         }
+    }
+
+    /// The history, with what this process did a moment ago in it; where that cannot be written now it is shown as a gap,
+    /// and the rest can be read all the same.
+    pub(crate) async fn flushed(&self) -> Result<&History> {
+        match self.flush().await {
+            Err(error) if error.code() == Code::StoreFailed => tracing::warn!(%error, "the last of the history cannot be written"),
+            flushed => flushed?,
+        }
+        self.history()
     }
 
     pub(crate) fn history(&self) -> Result<&History> {

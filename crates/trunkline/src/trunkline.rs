@@ -97,7 +97,7 @@ impl Trunkline {
     /// # Errors
     /// `STORE_FAILED`.
     pub async fn flush(&self) -> Result<()> {
-        self.0.tracker.flushed().await.map(drop)
+        self.0.tracker.flush().await
     }
 
     /// Opens every route whose waiting messages and dead letters lie on its broker, so that this instance publishes what is
@@ -130,6 +130,9 @@ fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// Puts something between the core and the store (for tests).
+type WrapStore = Arc<dyn Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync>;
+
 /// How an instance is opened.
 #[derive(Clone, Default)]
 pub struct Builder {
@@ -139,6 +142,7 @@ pub struct Builder {
     in_hand_bytes: Option<usize>,
     lot_on_broker: bool,
     wrap: Option<Wrap>,
+    wrap_store: Option<WrapStore>,
 }
 
 impl fmt::Debug for Builder {
@@ -194,13 +198,24 @@ impl Builder {
         self
     }
 
+    /// For tests only: puts something between the core and the store.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn wrap_store(mut self, wrap: impl Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync + 'static) -> Self {
+        self.wrap_store = Some(Arc::new(wrap));
+        self
+    }
+
     /// Opens it.
     ///
     /// # Errors
     /// `STORE_FAILED`: there is no data directory (`trunkline init` makes one), it is damaged, newer or read-only.
     pub async fn open(self) -> Result<Trunkline> {
         let directory = DataDir::find(self.url.as_deref())?;
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path(), StoreOptions::default())?);
+        let mut store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path(), StoreOptions::default())?);
+        if let Some(wrap) = &self.wrap_store {
+            store = wrap(store);
+        }
         let sealer = Arc::new(Sealer::new(&directory.master_key()?));
         let catalog = Catalog::open(store.clone(), sealer).await?;
         let tracker = Tracker::open(directory.path())?;

@@ -8,22 +8,13 @@ use std::time::Duration;
 use serde_json::Value;
 use trunkline::{ConsumeOptions, Context, Raw, State};
 
-use crate::bed::{Bed, EVENT, Lot, Seen, until};
+use trunkline_suite::promise::{Bed, EVENT, Lot, Seen, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_produced_before_the_first_consume_is_delivered() {
     let bed = Bed::new(Lot::Store).await;
     let id = bed.produce(1).await;
-    let seen = Seen::new();
-    let s = seen.clone();
-    let consumer = bed
-        .env
-        .consume(EVENT, move |payload: Value, context: Context| {
-            s.push((context.process_id, payload["n"].as_u64(), context.attempt, context.group.to_string()));
-            async {}
-        })
-        .await
-        .unwrap();
+    let (consumer, seen) = bed.watch(|payload, c| (c.process_id, payload["n"].as_u64(), c.attempt, c.group.to_string())).await;
     assert_eq!(consumer.state(), State::Live);
     assert_eq!(seen.wait(1).await, [(id, Some(1), 1, "shop".to_owned())]);
     consumer.close(Duration::from_secs(5)).await;
@@ -90,16 +81,7 @@ async fn what_was_acked_does_not_come_back_and_what_was_not_does() {
     seen.wait(50).await;
     until("the acks are through", || async { consumer.settled() >= 50 }).await;
     consumer.close(Duration::from_millis(300)).await;
-    let again = Seen::new();
-    let s = again.clone();
-    let second = bed
-        .env
-        .consume(EVENT, move |payload: Value, c: Context| {
-            s.push((payload["n"].as_u64().unwrap(), c.attempt));
-            async {}
-        })
-        .await
-        .unwrap();
+    let (second, again) = bed.watch(|payload, c| (payload["n"].as_u64().unwrap(), c.attempt)).await;
     let mut all = again.wait(50).await;
     all.sort_unstable();
     // Released, not failed: the attempt is still the first.
@@ -170,16 +152,7 @@ async fn in_flight_is_bounded_by_count_and_bytes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_consumer_receives_nothing_until_it_is_resumed() {
     let bed = Bed::new(Lot::Store).await;
-    let seen = Seen::new();
-    let s = seen.clone();
-    let consumer = bed
-        .env
-        .consume(EVENT, move |_: Raw, c: Context| {
-            s.push(c.process_id);
-            async {}
-        })
-        .await
-        .unwrap();
+    let (consumer, seen) = bed.watch(|_, c| c.process_id).await;
     consumer.pause();
     tokio::time::sleep(Duration::from_millis(100)).await;
     bed.produce(1).await;
@@ -231,7 +204,7 @@ async fn a_batch_handler_gets_many_at_once_and_judges_each() {
                 .collect();
             async move { BatchVerdict::Each(verdicts) }
         })
-        .retry(crate::bed::retries(&[20]))
+        .retry(trunkline_suite::promise::retries(&[20]))
         .concurrency(2)
         .await
         .unwrap();

@@ -7,7 +7,7 @@ use serde_json::json;
 use trunkline::store::Scope;
 use trunkline::{Code, Context, Raw};
 
-use crate::bed::{Bed, EVENT, Lot, Seen};
+use trunkline_suite::promise::{Bed, EVENT, Lot, Seen};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_key_gives_the_first_result() {
@@ -45,16 +45,7 @@ async fn a_race_of_two_instances_publishes_each_key_once() {
         assert_eq!(x.process_id, y.process_id);
         assert_eq!([x.duplicate, y.duplicate].iter().filter(|d| **d == Some(true)).count(), 1);
     }
-    let seen = Seen::new();
-    let s = seen.clone();
-    let consumer = bed
-        .env
-        .consume(EVENT, move |_: Raw, c: Context| {
-            s.push(c.process_id);
-            async {}
-        })
-        .await
-        .unwrap();
+    let (consumer, seen) = bed.watch(|_, c| c.process_id).await;
     let ids = seen.wait(200).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!((seen.all().len(), ids.into_iter().collect::<HashSet<_>>().len()), (200, 200));
@@ -82,7 +73,7 @@ async fn dedupe_passes_over_what_the_group_has_handled() {
             .dedupe(Duration::from_secs(60))
             .await
             .unwrap();
-        crate::bed::until("all are settled", || async { consumer.settled() >= 20 }).await;
+        trunkline_suite::promise::until("all are settled", || async { consumer.settled() >= 20 }).await;
         consumer.close(Duration::from_secs(5)).await;
         assert_eq!(handled.all().len(), 20, "round {round}");
         // Everything is handed out again: dedupe knows it.

@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod bed;
 mod delivery;
+mod durability;
 mod faults;
 mod idempotency;
+mod limits;
 mod order;
 mod produce;
 mod recovery;
 mod retry;
+mod store_down;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use trunkline::{Code, Context, Raw};
 
-use crate::bed::{Bed, EVENT, Lot, Seen, retries};
+use trunkline_suite::promise::{Bed, EVENT, Lot, Seen, retries};
 
 /// Each key's successes must be 0, 1, 2, … in order.
 fn in_order(all: &[(String, u64)]) {

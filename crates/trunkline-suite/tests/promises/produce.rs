@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use trunkline::{Code, Context, ProduceOptions, Raw};
 
-use crate::bed::{Bed, EVENT, Lot, Seen};
+use trunkline_suite::promise::{Bed, EVENT, Lot};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_failing_check_is_the_error() {
@@ -40,16 +40,7 @@ async fn what_is_too_large_or_reserved_is_refused_before_it_is_sent() {
 
 async fn delayed(lot: Lot) {
     let bed = Bed::new(lot).await;
-    let seen = Seen::new();
-    let s = seen.clone();
-    let consumer = bed
-        .env
-        .consume(EVENT, move |_: Raw, c: Context| {
-            s.push((c.process_id, Instant::now()));
-            async {}
-        })
-        .await
-        .unwrap();
+    let (consumer, seen) = bed.watch(|_, c| (c.process_id, Instant::now())).await;
     let start = Instant::now();
     let late = bed.env.produce(EVENT, &1).delay(Duration::from_millis(700)).await.unwrap().process_id;
     let at_once = bed.env.produce(EVENT, &2).await.unwrap().process_id;
@@ -98,7 +89,7 @@ async fn a_topic_is_removed_when_nobody_uses_it_and_purged_when_asked() {
     let event = EVENT.parse().unwrap();
     let consumer = bed.env.consume(EVENT, |_: Raw, _: Context| async {}).await.unwrap();
     let live = async || !bed.trunkline.members(None).await.unwrap().iter().all(|member| member.group.is_none());
-    crate::bed::until("the consumer is in the registry", live).await;
+    trunkline_suite::promise::until("the consumer is in the registry", live).await;
     let refused = bed.trunkline.delete_topic("shop", &event, Removal::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::InUse);
     consumer.close(Duration::from_secs(5)).await;
@@ -107,16 +98,7 @@ async fn a_topic_is_removed_when_nobody_uses_it_and_purged_when_asked() {
     // Made again, it is empty: nothing of the old one is left on the broker.
     bed.trunkline.catalog().create_topic(Some("shop"), json!({ "name": "Created", "tag": EVENT })).await.unwrap();
     let id = bed.produce(2).await;
-    let seen = Seen::new();
-    let s = seen.clone();
-    let consumer = bed
-        .env
-        .consume(EVENT, move |_: Raw, c: Context| {
-            s.push(c.process_id);
-            async {}
-        })
-        .await
-        .unwrap();
+    let (consumer, seen) = bed.watch(|_, c| c.process_id).await;
     assert_eq!(seen.wait(1).await, [id]);
     consumer.close(Duration::from_secs(5)).await;
     bed.close().await;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use trunkline::dead_letter::{DeadFilter, Reprocess, Target};
 use trunkline::{Code, Consumer, Context, MessageId};
 
-use crate::bed::{Bed, EVENT, Lot, Seen, retries, until};
+use trunkline_suite::promise::{Bed, EVENT, Lot, Seen, retries, until};
 
 type Handled = Seen<(MessageId, Value, u32)>;
 

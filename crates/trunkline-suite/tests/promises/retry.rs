@@ -8,10 +8,10 @@ use serde_json::Value;
 use trunkline::dead_letter::DeadFilter;
 use trunkline::{ConsumeOptions, Context, Raw, State, Verdict};
 
-use crate::bed::{Bed, EVENT, Lot, Seen, retries, until};
+use trunkline_suite::promise::{Bed, EVENT, Lot, Seen, retries, until};
 
 async fn reaches(states: &mut tokio::sync::watch::Receiver<State>, state: State) -> bool {
-    tokio::time::timeout(crate::bed::DEADLINE, async { states.wait_for(|now| *now == state).await.is_ok() }).await == Ok(true)
+    tokio::time::timeout(trunkline_suite::promise::DEADLINE, async { states.wait_for(|now| *now == state).await.is_ok() }).await == Ok(true)
 }
 
 async fn fails_until_the_third_attempt(lot: Lot, delays: &[u64]) {
@@ -300,5 +300,43 @@ async fn dead_letters_are_copied_to_a_topic_of_the_users() {
     assert_eq!(seen.wait(1).await, [(1.into(), Some("attempts_exhausted".to_owned()))]);
     consumer.close(Duration::from_secs(5)).await;
     copies.close(Duration::from_secs(5)).await;
+    bed.close().await;
+}
+
+/// Sends a message whose id is none, as another program with access to the log might.
+async fn send_broken(bed: &Bed, payload: &'static [u8]) {
+    use trunkline::provider::embedded::{Embedded, Options};
+    use trunkline::provider::{Outgoing, Provider as _, TopicSpec};
+    let log = bed.dir.path().join("data/log");
+    let name = std::fs::read_dir(log.join("topics")).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+    let other = Embedded::open(Options::new(log)).unwrap();
+    let id = serde_json::from_str("\"00000000-0000-0000-0000-000000000001\"").unwrap();
+    let message = Outgoing { id, shard: None, key: None, headers: trunkline::Headers::new(), payload: payload.into() };
+    let topic = TopicSpec { name: name.into(), shards: 1, ordered: false };
+    other.send(&topic, vec![message].into()).await.pop().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_envelope_is_buried_with_its_bytes_and_can_be_replayed() {
+    use trunkline::dead_letter::{Reprocess, Target};
+    let bed = Bed::new(Lot::Store).await;
+    let before = bed.produce(1).await;
+    send_broken(&bed, b"{\"n\":2}").await;
+    let after = bed.produce(3).await;
+    let (consumer, seen) = bed.watch(|payload, c| (c.process_id, payload["n"].as_u64())).await;
+    let mut handled = seen.wait(2).await;
+    handled.sort_unstable();
+    assert_eq!(handled, [(before, Some(1)), (after, Some(3))], "it blocks nobody");
+    until("all are settled", || async { consumer.settled() == 3 }).await;
+    let (letters, total) = bed.env.dead_letters(&DeadFilter::default(), 1, 10).await.unwrap();
+    let letter = &letters[0];
+    assert_eq!((total, letter.reason.as_deref(), letter.attempts), (1, Some("broken_envelope"), 0));
+    assert_eq!(&letter.message.payload[..], b"{\"n\":2}");
+    let record = bed.env.message(letter.message.id).await.unwrap();
+    assert!(record.is_some_and(|record| record.status == trunkline::history::Status::Dead), "and it is in the history");
+    // With an envelope of its own it is a message like others.
+    bed.env.reprocess(Reprocess { target: Target::Topic, ..Reprocess::default() }).await.unwrap();
+    assert_eq!(seen.wait(3).await[2].1, Some(2));
+    assert_eq!(bed.env.dead_letters(&DeadFilter::default(), 1, 10).await.unwrap().1, 0);
     bed.close().await;
 }

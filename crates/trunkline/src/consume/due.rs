@@ -100,6 +100,8 @@ impl Engine {
             let work = Work {
                 source: Source::Lot(handle),
                 id: message.id,
+                // It was, if at all, before it was buried.
+                broken: false,
                 position: message.position,
                 epoch,
                 lane: entry.chain,

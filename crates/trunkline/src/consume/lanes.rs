@@ -29,6 +29,8 @@ pub(crate) enum Source {
 pub(crate) struct Work {
     pub(crate) source: Source,
     pub(crate) id: MessageId,
+    /// Its envelope cannot be read: its id was made up here.
+    pub(crate) broken: bool,
     pub(crate) position: Position,
     pub(crate) epoch: u64,
     /// Hash of the key on ordered topics, so that one key is handled one after the other.

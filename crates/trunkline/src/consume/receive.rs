@@ -158,10 +158,14 @@ impl Engine {
             let ids: Vec<MessageId> = works.iter().map(|work| work.id).collect();
             let seen = loop {
                 match self.store.dedupe_seen(&dedupe.scope, &ids).await {
-                    Ok(seen) => break seen,
+                    Ok(seen) => {
+                        self.note(Cause::DedupeDown, false);
+                        break seen;
+                    }
                     Err(_) if dedupe.open_on_failure => break vec![false; ids.len()],
                     Err(error) => {
                         tracing::warn!(%error, "dedupe is closed while the store is down");
+                        self.note(Cause::DedupeDown, true);
                         tokio::select! {
                             () = tokio::time::sleep(Duration::from_millis(500)) => {}
                             () = self.stop.cancelled() => return,
@@ -203,7 +207,7 @@ impl Engine {
 
     /// Why a message must be buried without being handled.
     pub(super) fn unfit(&self, work: &Work) -> Option<&'static str> {
-        if work.headers.get(BROKEN).is_some() {
+        if work.broken {
             return Some("broken_envelope");
         }
         is_crash_loop(&self.options.schedule, work.deliveries).then_some("crash_loop")
@@ -212,19 +216,16 @@ impl Engine {
     /// Takes it in hand for as long as it takes to bury it.
     pub(super) fn bury_unhandled(&self, lanes: &mut Lanes, work: &Work, reason: &'static str) -> Finished {
         lanes.come(work.position.shard, work.size);
-        let entry = self.entry(work, LotState::Dead, self.store.now(), work.attempts, Some(reason.into()), None);
+        let entry = self.entry(work, LotState::Dead, now_ms(), work.attempts, Some(reason.into()), None);
         Finished::of(work, Then::Lot(Box::new(entry)), Some(unhandled(work, reason)), false)
     }
 
     pub(super) fn decode(&self, delivery: Delivery, epoch: u64, generation: u64) -> Work {
         let size = delivery.size();
-        let mut headers = delivery.headers;
+        let headers = delivery.headers;
         let id = match delivery.id {
             EnvelopeId::Id(id) => id,
             EnvelopeId::Foreign | EnvelopeId::Broken => {
-                if delivery.id == EnvelopeId::Broken {
-                    headers.push(BROKEN, &b"1"[..]);
-                }
                 let (shard, offset) = (delivery.position.shard.to_le_bytes(), delivery.position.offset.to_le_bytes());
                 MessageId::derived(delivery.stored_at, &[self.topic.name.as_bytes(), &shard, &offset])
             }
@@ -233,6 +234,7 @@ impl Engine {
         Work {
             source: Source::Broker(delivery.token, generation),
             id,
+            broken: delivery.id == EnvelopeId::Broken,
             position: delivery.position,
             epoch,
             lane: match &delivery.key {
@@ -272,9 +274,6 @@ fn unhandled(work: &Work, reason: &str) -> Attempt {
         position: work.position,
     }
 }
-
-/// Marks a message whose envelope cannot be read, inside the process only.
-const BROKEN: &str = "trunkline-broken";
 
 /// The lane of a key: messages of one key meet in one lane.
 pub(crate) fn lane_of(key: &[u8]) -> u64 {

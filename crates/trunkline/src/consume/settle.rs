@@ -180,9 +180,8 @@ impl Engine {
                 _ => {}
             }
         }
-        if !entries.is_empty() {
-            self.pace(entries.iter().filter(|e| e.state == LotState::Waiting).count()).await;
-        }
+        let waits_again = |(_, settle): &&(u64, LotSettle)| matches!(settle, LotSettle::Wait { .. });
+        self.pace(entries.iter().filter(|e| e.state == LotState::Waiting).count() + lot_settles.iter().filter(waits_again).count()).await;
         let mut lot_ok = true;
         if !entries.is_empty() {
             lot_ok =

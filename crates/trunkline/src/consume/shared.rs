@@ -79,13 +79,14 @@ impl GroupShare {
         }
     }
 
-    /// How long the settles must pause before so many more waits are written. A burst of one second's worth passes at once.
+    /// How long the settles must pause before so many more waits are written. A burst of one second's worth passes at once, and
+    /// no more, however many come together.
     pub(crate) fn pace(&self, waits: usize, per_second: f64) -> Duration {
         let mut next = self.next_wait.lock();
         let now = tokio::time::Instant::now();
         let at = (*next).max(now);
         *next = at + Duration::from_secs_f64(waits as f64 / per_second.max(1.0));
-        at.duration_since(now).saturating_sub(Duration::from_secs(1))
+        next.duration_since(now).saturating_sub(Duration::from_secs(1))
     }
 }
 
@@ -244,9 +245,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_waits_of_all_consumers_of_a_group_have_one_pace() {
         let share = GroupShare::new();
-        assert_eq!(share.pace(500, 500.0), Duration::ZERO);
-        assert_eq!(share.pace(500, 500.0), Duration::ZERO, "a burst of a second's worth");
-        assert_eq!(share.pace(1, 500.0), Duration::from_secs(1));
+        assert_eq!(share.pace(250, 500.0), Duration::ZERO);
+        assert_eq!(share.pace(250, 500.0), Duration::ZERO, "a burst of a second's worth");
+        assert_eq!(share.pace(500, 500.0), Duration::from_secs(1));
         tokio::time::advance(Duration::from_secs(10)).await;
         assert_eq!(share.pace(1, 500.0), Duration::ZERO);
     }

@@ -45,6 +45,8 @@ pub(crate) enum Cause {
     Reconnecting,
     /// A wait or a burial cannot be written.
     StoreDown,
+    /// Whether messages were handled before cannot be looked up, and must be.
+    DedupeDown,
     /// The breaker of the group is open.
     HandlerFailing,
     /// A handler did not return within its grace.
@@ -55,11 +57,12 @@ pub(crate) enum Cause {
     Provider,
 }
 
-const CAUSES: [Cause; 8] = [
+const CAUSES: [Cause; 9] = [
     Cause::Closed,
     Cause::Connecting,
     Cause::Reconnecting,
     Cause::StoreDown,
+    Cause::DedupeDown,
     Cause::HandlerFailing,
     Cause::StuckHandler,
     Cause::KeyBlocked,
@@ -130,7 +133,7 @@ impl Health {
             Cause::Closed => return State::Closed,
             Cause::Connecting => return State::Connecting,
             Cause::Reconnecting => "reconnecting",
-            Cause::StoreDown => "store_down",
+            Cause::StoreDown | Cause::DedupeDown => "store_down",
             Cause::HandlerFailing => "handler_failing",
             Cause::StuckHandler => "stuck_handler",
             Cause::KeyBlocked => "key_blocked",

@@ -288,7 +288,7 @@ impl Engine {
                     if broker {
                         lanes.release_lane(work.lane);
                     }
-                    let entry = self.entry(&work, LotState::Dead, self.store.now(), attempts, Some(reason), run.error);
+                    let entry = self.entry(&work, LotState::Dead, now_ms(), attempts, Some(reason), run.error);
                     finished.push(Finished::of(&work, Then::Lot(Box::new(entry)), attempt, false));
                 }
             }

@@ -71,10 +71,16 @@ impl Files {
     fn create(&mut self, class: Class, day: u32) -> Result<Open> {
         let folder = format!("{}/{day}", class_name(class));
         fs::create_dir_all(self.root.join(&folder)).map_err(failed("making a folder of the history"))?;
-        self.made += 1;
-        let name = format!("{folder}/{}-{}.blk", self.process, self.made);
-        let file =
-            OpenOptions::new().append(true).create_new(true).open(self.root.join(&name)).map_err(failed("making a file of the history"))?;
+        let (file, name) = loop {
+            self.made += 1;
+            let name = format!("{folder}/{}-{}.blk", self.process, self.made);
+            match OpenOptions::new().append(true).create_new(true).open(self.root.join(&name)) {
+                Ok(file) => break (file, name),
+                // Of an earlier sink of this process, which was given up after a failure.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(failed("making a file of the history")(e)),
+            }
+        };
         file.lock().map_err(failed("locking a file of the history"))?;
         Ok(Open { file, name, len: 0 })
     }

@@ -85,6 +85,9 @@ pub(super) struct Inner {
     pub(super) readers: Readers,
     recorder: Mutex<Option<Recorder>>,
     pub(super) maintainer: Maintainer,
+    /// The pages that connections to the index share are there as long as one connection is; on a full disk the next one
+    /// could not make them, and nothing could be read.
+    kept: Mutex<Option<Index>>,
 }
 
 /// The history in one data directory.
@@ -102,11 +105,11 @@ impl History {
         let root = dir.join("history");
         fs::create_dir_all(&root).map_err(failed("making the history's folder"))?;
         // Opened here too, so that what is wrong with it is said now and not by the first query.
-        drop(Index::open(&root.join("index.db"), options.busy)?);
+        let kept = Mutex::new(Some(Index::open(&root.join("index.db"), options.busy)?));
         let process = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
         let readers = Readers::new(&root, options.cache_bytes, options.busy);
         let maintainer = Maintainer::new(&root, &process, &options, readers.blocks());
-        Ok(History { inner: Arc::new(Inner { root, process, options, readers, recorder: Mutex::default(), maintainer }) })
+        Ok(History { inner: Arc::new(Inner { root, process, options, readers, recorder: Mutex::default(), maintainer, kept }) })
     }
 
     /// The recorder of this handle; its thread, and the one that merges and drops, are started by the first call.
@@ -147,10 +150,12 @@ impl History {
     pub async fn close(&self) -> Result<()> {
         self.inner.maintainer.end();
         let recorder = self.inner.recorder.lock().clone();
-        match recorder {
+        let closed = match recorder {
             Some(recorder) => recorder.close().await,
             None => Ok(()),
-        }
+        };
+        drop(self.inner.kept.lock().take());
+        closed
     }
 }
 

@@ -51,6 +51,8 @@ pub(super) struct Shared {
     wake: Condvar,
     /// Gaps that are not in the index yet.
     unsaved: Mutex<Vec<Gap>>,
+    /// What waits in the spill, as the gap that it is until then.
+    spilled: Mutex<Vec<Gap>>,
     options: Options,
 }
 
@@ -61,7 +63,13 @@ pub struct Recorder(pub(super) Arc<Shared>);
 impl Recorder {
     /// Starts the thread.
     pub(super) fn start(root: PathBuf, process: String, options: Options) -> Result<Self> {
-        let shared = Arc::new(Shared { queue: Mutex::default(), wake: Condvar::new(), unsaved: Mutex::default(), options });
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            unsaved: Mutex::default(),
+            spilled: Mutex::default(),
+            options,
+        });
         let writer = Writer {
             shared: shared.clone(),
             spill: Spill::new(&root, &process, shared.options.max_spill_bytes),
@@ -157,6 +165,7 @@ impl Recorder {
     /// Gaps that are not in the index yet.
     pub(super) fn unsaved(&self) -> Vec<Gap> {
         let mut gaps = self.0.unsaved.lock().clone();
+        gaps.extend(self.0.spilled.lock().iter().cloned());
         gaps.extend(self.0.queue.lock().lost.clone());
         gaps
     }
@@ -205,6 +214,10 @@ impl Writer {
             let result = self.write(&taken.batches, taken.lost);
             if let Err(e) = &result {
                 tracing::warn!(error = %e, "history cannot be written");
+            }
+            if taken.closing {
+                // Who is told that it is closed finds no connection of it open.
+                self.sink = None;
             }
             for flush in taken.flushes {
                 let _ = flush.send(result.clone());
@@ -270,8 +283,9 @@ impl Writer {
                     // Whatever is wrong with it: the next try begins with a new connection and new files.
                     self.sink = None;
                 }
-                if self.spill.keep(&work).is_err() {
-                    merge(&mut self.shared.unsaved.lock(), gap("spill_full"));
+                match self.spill.keep(&work) {
+                    Ok(()) => merge(&mut self.shared.spilled.lock(), gap("spilled")),
+                    Err(_) => merge(&mut self.shared.unsaved.lock(), gap("spill_full")),
                 }
                 Err(e)
             }
@@ -288,6 +302,7 @@ impl Writer {
         if self.waiting {
             self.spill.replay(sink, now)?;
             self.waiting = false;
+            self.shared.spilled.lock().clear();
         }
         if !work.is_empty() {
             sink.commit(work, &[], None, now)?;

@@ -65,8 +65,8 @@ impl TopicLot {
             stored_at: stored.stored_at,
             lease_end: None,
         };
-        let entry = entry(&delivery, &self.address, &self.group, LotState::Dead);
-        Some(LotRecord::Dead(LotEntry { reason, died_at: Some(died_at), due_at: died_at, ..entry }))
+        let entry = entry(&delivery, &self.address, &self.group, LotState::Dead, died_at);
+        Some(LotRecord::Dead(LotEntry { reason, died_at: Some(died_at), ..entry }))
     }
 
     /// Says that these letters are no longer ones; to be called before they leave the index.
@@ -94,7 +94,7 @@ impl TopicLot {
     /// As the provider's.
     pub(crate) async fn amended(&self, letter: &LotEntry) -> Result<()> {
         self.ensure().await?;
-        self.send(&self.dead, vec![outgoing(letter)]).await
+        self.send(&self.dead, vec![outgoing(letter, 0)]).await
     }
 
     /// Moves what a reprocess set back to waiting from the index to the broker, where any member of any host gets it. Each is

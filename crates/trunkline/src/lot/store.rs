@@ -25,13 +25,14 @@ pub struct StoreLot {
     address: Address,
     group: Arc<str>,
     put: Arc<Notify>,
+    look: Duration,
 }
 
 impl StoreLot {
     /// The lot of one group on one topic.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, address: Address, group: Arc<str>) -> Self {
-        StoreLot { store, address, group, put: Arc::new(Notify::new()) }
+        StoreLot { store, address, group, put: Arc::new(Notify::new()), look: LOOK }
     }
 }
 
@@ -52,6 +53,7 @@ impl Lot for StoreLot {
             group: self.group.clone(),
             member,
             put: self.put.clone(),
+            look: self.look,
             held,
             keeper: keeper.abort_handle(),
         }))
@@ -71,6 +73,7 @@ struct StoreFeed {
     group: Arc<str>,
     member: Arc<str>,
     put: Arc<Notify>,
+    look: Duration,
     held: Arc<Mutex<HashSet<u64>>>,
     keeper: tokio::task::AbortHandle,
 }
@@ -113,7 +116,7 @@ impl LotFeed for StoreFeed {
             if now >= until {
                 return Ok(Vec::new());
             }
-            let mut look = (now + LOOK).min(until);
+            let mut look = (now + self.look).min(until);
             if let Some(due) = self.store.lot_next_due(Some((&self.address, &self.group))).await? {
                 look = look.min(now + Duration::from_millis(due.saturating_sub(self.store.now()).max(5)));
             }
@@ -149,5 +152,72 @@ impl LotFeed for StoreFeed {
 impl Drop for StoreFeed {
     fn drop(&mut self) {
         self.keeper.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::Position;
+    use crate::message::{Headers, MessageId};
+    use crate::store::sqlite::{Options, SqliteStore};
+    use crate::store::{LotMessage, LotState};
+
+    fn entry(address: &Address, n: u64) -> LotEntry {
+        LotEntry {
+            seq: 0,
+            state: LotState::Waiting,
+            address: address.clone(),
+            group: "billing".into(),
+            chain: Some(7),
+            due_at: 0,
+            attempts: 1,
+            reason: None,
+            error: None,
+            died_at: None,
+            job: None,
+            deliveries: 0,
+            message: LotMessage {
+                id: MessageId::now(),
+                key: Some("key".into()),
+                headers: Headers::new(),
+                payload: n.to_string().into(),
+                produced_at: 0,
+                position: Position { shard: 0, offset: n },
+            },
+        }
+    }
+
+    /// Nobody looks by the clock here: what comes, comes because of the settle before it.
+    #[tokio::test]
+    async fn the_next_of_a_chain_comes_as_soon_as_the_one_before_it_is_settled() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(dir.path(), Options::default()).expect("a store"));
+        let address = Address { product: "shop".into(), env: "dev".into(), event: "orders:created".parse().expect("an event") };
+        let hour = Duration::from_secs(3600);
+        let lot = StoreLot { look: hour, ..StoreLot::new(store.clone(), address.clone(), "billing".into()) };
+        let feed = lot.feed("member".into()).await.expect("a feed");
+        lot.put((0..3).map(|n| entry(&address, n)).collect()).await.expect("written");
+        let mut first = feed.next(10, Some(&[0]), hour).await.expect("the head");
+        for n in 1..=3 {
+            assert_eq!(first.iter().map(|(_, entry)| entry.message.position.offset).collect::<Vec<_>>(), [n - 1]);
+            // Both ways a message leaves a chain.
+            let how = if n == 1 { LotSettle::Done } else { LotSettle::Bury { reason: "test".into(), attempts: 1, error: None } };
+            let (waits, handle) = (feed.clone(), first[0].0);
+            let mut next = tokio::spawn(async move { waits.next(10, Some(&[0]), if n == 3 { Duration::ZERO } else { hour }).await });
+            if n < 3 {
+                tokio::task::yield_now().await;
+                assert!(!next.is_finished(), "the one behind it has to wait");
+            } else {
+                assert_eq!((&mut next).await.expect("no panic").expect("an empty feed"), []);
+            }
+            assert_eq!(feed.settle(vec![(handle, how)]).await.expect("settled"), [true]);
+            if n < 3 {
+                // Before the claim of the first would end by itself.
+                first = tokio::time::timeout(LEASE / 2, next).await.expect("it is woken").expect("no panic").expect("the next");
+            }
+        }
+        feed.close().await;
+        store.close().await;
     }
 }

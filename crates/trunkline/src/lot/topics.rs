@@ -19,7 +19,7 @@ use crate::delivery::{Delivery, EnvelopeId, Position, Settle, Token};
 use crate::error::{Code, Error, Result};
 use crate::lot::store::StoreLot;
 use crate::lot::{Lot, LotFeed, LotHandle};
-use crate::message::{Headers, MessageId, Millis, header};
+use crate::message::{Headers, MessageId, Millis, header, now_ms};
 use crate::provider::{GroupSpec, Outgoing, Prefetch, Provider, Remove, Signal, Start, SubscribeOptions, Subscription, TopicSpec};
 use crate::store::{Address, LotEntry, LotMessage, LotSettle, LotState, Store};
 
@@ -127,7 +127,7 @@ impl TopicLot {
         let now = self.store.now();
         let mut by_tier: HashMap<usize, Vec<Outgoing>> = HashMap::new();
         for entry in entries {
-            by_tier.entry(tier(entry.due_at.saturating_sub(now))).or_default().push(outgoing(entry));
+            by_tier.entry(tier(entry.due_at.saturating_sub(now))).or_default().push(outgoing(entry, now));
         }
         for (tier, batch) in by_tier {
             self.send(&self.tiers[tier], batch).await?;
@@ -136,8 +136,8 @@ impl TopicLot {
     }
 }
 
-/// A lot entry as it travels.
-pub(super) fn outgoing(entry: &LotEntry) -> Outgoing {
+/// A lot entry as it travels. When it is due travels as wall time: that is what hosts agree on, each within its own error.
+pub(super) fn outgoing(entry: &LotEntry, now: Millis) -> Outgoing {
     let mut headers = entry.message.headers.clone();
     let mut set = |name: &str, value: String| headers.set(name, value);
     set(header::ATTEMPT, entry.attempts.to_string());
@@ -147,7 +147,7 @@ pub(super) fn outgoing(entry: &LotEntry) -> Outgoing {
         set(header::REASON, entry.reason.clone().unwrap_or_default());
         set(header::DIED_AT, entry.died_at.unwrap_or_default().to_string());
     } else {
-        set(header::NOT_BEFORE, entry.due_at.to_string());
+        set(header::NOT_BEFORE, (now_ms() + entry.due_at.saturating_sub(now)).to_string());
     }
     if let Some(error) = &entry.error {
         headers.set(header::ERROR, error.clone());
@@ -155,12 +155,19 @@ pub(super) fn outgoing(entry: &LotEntry) -> Outgoing {
     Outgoing { id: entry.message.id, shard: None, key: entry.message.key.clone(), headers, payload: entry.message.payload.clone() }
 }
 
+/// When a message that was received from this tier at `now` is due, by the store's clock. No longer than messages of the
+/// tier can wait: so a wall clock that was set back meanwhile makes nothing wait for as long as it was set back.
+fn due_at(delivery: &Delivery, route: usize, now: Millis) -> Millis {
+    let due_at = delivery.headers.get_str(header::NOT_BEFORE).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let most = TIERS.get(route + 1).map_or(Millis::MAX, |(_, nominal)| *nominal);
+    now.saturating_add(most.min(Millis::saturating_sub(due_at, now_ms())))
+}
+
 /// The entry that travelled.
-pub(super) fn entry(delivery: &Delivery, address: &Address, group: &Arc<str>, state: LotState) -> LotEntry {
+pub(super) fn entry(delivery: &Delivery, address: &Address, group: &Arc<str>, state: LotState, due_at: Millis) -> LotEntry {
     let mut headers: Headers = delivery.headers.clone();
     let number = |headers: &Headers, name: &str| headers.get_str(name).and_then(|text| text.parse::<u64>().ok());
     let attempts = number(&headers, header::ATTEMPT).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
-    let due_at = number(&headers, header::NOT_BEFORE).unwrap_or(0);
     let produced_at = number(&headers, header::PRODUCED_AT).unwrap_or(delivery.stored_at);
     let error = headers.get_str(header::ERROR).map(str::to_owned);
     let position = headers
@@ -207,7 +214,7 @@ impl Lot for TopicLot {
             self.file(&waiting).await?;
         }
         if !dead.is_empty() {
-            self.send(&self.dead, dead.iter().map(outgoing).collect()).await?;
+            self.send(&self.dead, dead.iter().map(|entry| outgoing(entry, 0)).collect()).await?;
             // The broker has them; the index of this host may lag.
             if let Err(error) = self.index.put(dead).await {
                 tracing::warn!(%error, "dead letters lie on the broker but could not be indexed here");
@@ -328,14 +335,19 @@ impl TopicFeed {
                 return Err(error);
             }
         };
+        let now = self.lot.store.now();
         for signal in signals {
             match signal {
-                Signal::Deliveries { route, items, .. } => waiting.extend(items.iter().map(|delivery| Held {
-                    token: delivery.token,
-                    entry: entry(delivery, &self.lot.address, &self.lot.group, LotState::Waiting),
-                    ripe_at: delivery.stored_at + TIERS.get(route).map_or(0, |(_, nominal)| *nominal),
-                    suspect: false,
-                    redelivered: delivery.deliveries.count() > 1,
+                Signal::Deliveries { route, items, .. } => waiting.extend(items.iter().map(|delivery| {
+                    let (nominal, lain) =
+                        (TIERS.get(route).map_or(0, |(_, nominal)| *nominal), now_ms().saturating_sub(delivery.stored_at));
+                    Held {
+                        token: delivery.token,
+                        entry: entry(delivery, &self.lot.address, &self.lot.group, LotState::Waiting, due_at(delivery, route, now)),
+                        ripe_at: now + nominal.saturating_sub(lain),
+                        suspect: false,
+                        redelivered: delivery.deliveries.count() > 1,
+                    }
                 })),
                 Signal::Revoking { route, shard, .. } => {
                     // What is in hand goes back, so that the hand-over can finish.
@@ -417,7 +429,7 @@ impl LotFeed for TopicFeed {
                     }
                     LotSettle::Bury { reason, attempts, error } => {
                         entry.state = LotState::Dead;
-                        entry.died_at = Some(self.lot.store.now());
+                        entry.died_at = Some(now_ms());
                         (entry.reason, entry.attempts, entry.error) = (Some(reason.clone()), *attempts, error.clone());
                         put.push(entry);
                         Settle::Done

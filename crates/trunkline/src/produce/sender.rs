@@ -457,7 +457,9 @@ fn given_up(error: Error, ambiguous: bool) -> Error {
     let error = match error.code() {
         Code::PublishFailed | Code::PayloadTooLarge | Code::AuthenticationFailed | Code::CapabilityUnsupported | Code::Closed => error,
         code => {
-            let mut failed = Error::new(Code::PublishFailed, error.message().to_owned()).detail("cause", code.as_str());
+            let mut failed = Error::new(Code::PublishFailed, error.message().to_owned())
+                .detail("cause", code.as_str())
+                .with_retryable(error.retryable());
             for (name, value) in error.details() {
                 failed = failed.detail(name, value.clone());
             }

@@ -420,7 +420,8 @@ pub trait Store: Send + Sync + Debug {
     /// Where it lives, without secrets: for `-v`, `doctor` and errors.
     fn location(&self) -> String;
 
-    /// The store's clock.
+    /// The store's clock: milliseconds that only go forward, equal for all who have the store open, about those of the wall
+    /// clock as long as nobody sets that one. What is due, and how long a lease or a claim holds, is counted by it.
     fn now(&self) -> Millis;
 
     /// Ends its work. Later calls fail with `CLOSED`.

@@ -180,14 +180,3 @@ pub(super) fn wait(word: &AtomicU32, seen: u32, timeout: std::time::Duration) {
 /// Those who wait look by themselves.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn wake(_word: &AtomicU32) {}
-
-/// Milliseconds since the machine was started, sleep included: what leases are counted in.
-#[must_use]
-pub(super) fn uptime_ms() -> u64 {
-    #[cfg(target_os = "linux")]
-    let clock = rustix::time::ClockId::Boottime;
-    #[cfg(not(target_os = "linux"))]
-    let clock = rustix::time::ClockId::Monotonic;
-    let time = rustix::time::clock_gettime(clock);
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000
-}

@@ -8,12 +8,13 @@ use parking_lot::Mutex;
 
 use super::ack::{self, AckLog, State, Suspects};
 use super::control::GroupPage;
-use super::disk::{Disk, Held, Lock, uptime_ms};
+use super::disk::{Disk, Held, Lock};
 use super::error;
 use super::lease::{self, Member, Owner, Ownership};
 use super::meta::Meta;
 use super::names::escape;
 use super::topic::Topic;
+use crate::clock::uptime_ms;
 use crate::error::Result;
 use crate::message::now_ms;
 use crate::provider::{Depth, GroupSpec, Start};

@@ -34,6 +34,7 @@ use crate::error::{Code, Error, Result};
 use crate::message::{MessageId, millis};
 
 mod ack;
+mod alone;
 mod append;
 pub mod config;
 mod control;
@@ -127,7 +128,7 @@ impl Embedded {
             Fsync::Interval(_) => Durability::Written,
         };
         let boot = disk.boot_id();
-        let host = Arc::new(Host { disk, options, bell, chunks: reader::Chunks::default(), boot });
+        let host = Arc::new(Host { disk, options, bell, chunks: reader::Chunks::default(), alone: alone::Alone::default(), boot });
         let (threads, ended) = watch::channel(());
         let handle = Arc::new(Handle {
             host,

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
+use tokio::sync::Notify;
+
 use super::ack::{AckLog, State, Suspects};
 use super::group::{Claim, Group};
 use super::reader::Reader;
@@ -90,8 +92,12 @@ pub(super) struct Owned {
     suspects: Vec<Suspects>,
     suspects_end: u64,
     unclean: u32,
-    /// Whether suspects go out one at a time.
+    /// Whether suspects go out one at a time,
     single: bool,
+    /// and who this is among all that have some, told by this bell when it may be its turn; else it asks again then.
+    serial: u64,
+    bell: Arc<Notify>,
+    ask_again: Option<Instant>,
     /// Until when the shard is to be given up.
     pub(super) revoking: Option<Instant>,
     /// Whether the files of earlier owners were removed.
@@ -106,7 +112,15 @@ pub(super) struct Room {
 }
 
 impl Owned {
-    pub(super) fn new(name: u32, route: usize, topic: &Arc<Topic>, group: &Arc<Group>, shard: u32, claim: Claim) -> Self {
+    pub(super) fn new(
+        name: u32,
+        route: usize,
+        topic: &Arc<Topic>,
+        group: &Arc<Group>,
+        shard: u32,
+        claim: Claim,
+        bell: &Arc<Notify>,
+    ) -> Self {
         let Claim { epoch, word, state, ack } = claim;
         let cursor = state.cursor;
         let mut owned = Owned {
@@ -129,6 +143,9 @@ impl Owned {
             in_flight: 0,
             exceptions: 0,
             single: state.unclean >= 2 && state.suspects_end > cursor,
+            serial: topic.host.alone.serial(),
+            bell: Arc::clone(bell),
+            ask_again: None,
             suspects: state.suspects,
             suspects_end: state.suspects_end,
             unclean: state.unclean,
@@ -170,7 +187,7 @@ impl Owned {
 
     /// When something given back is due.
     pub(super) fn due(&self) -> Option<Instant> {
-        if self.revoking.is_some() { None } else { self.later.first().map(|(at, _)| *at) }
+        if self.revoking.is_some() { None } else { self.later.first().map(|(at, _)| *at).into_iter().chain(self.ask_again).min() }
     }
 
     /// Hands messages out, in order, as many as there are and have room.
@@ -202,12 +219,17 @@ impl Owned {
         Ok(out)
     }
 
-    /// Of messages whose owners died one after the other, the next goes out when the one before is settled: if one of
-    /// them kills its process, the others' counts stay.
+    /// Of messages whose owners died one after the other, the next goes out when the one before is settled, here and in all
+    /// shards of this process: if one of them kills it, the others' counts stay.
     fn fill_single(&mut self, out: &mut Vec<Delivery>) -> Result<(), FillError> {
         let words = self.group.page.shard(self.shard);
+        self.ask_again = None;
         if self.in_flight == 0 {
             if let Some(ordinal) = self.again.first().copied() {
+                if let Err(at) = self.topic.host.alone.take(self.serial, &self.bell) {
+                    self.ask_again = Some(at);
+                    return Ok(());
+                }
                 words.single().store(ordinal + 1, SeqCst);
                 out.extend(self.take()?);
             } else if self.later.is_empty() {
@@ -309,6 +331,12 @@ impl Owned {
     pub(super) fn settle(&mut self, token: Token, settle: Settle) -> bool {
         let Some(ordinal) = self.handed(token) else { return false };
         self.in_flight -= 1;
+        if self.single && self.in_flight == 0 {
+            self.group.page.shard(self.shard).single().store(0, SeqCst);
+            self.topic.host.alone.leave(self.serial);
+            // Here too, the next one may go.
+            self.bell.notify_one();
+        }
         match settle {
             Settle::Done => self.done(ordinal),
             Settle::Release => {
@@ -410,6 +438,12 @@ impl Owned {
             epoch: self.epoch,
             sweep,
         }))
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.topic.host.alone.leave(self.serial);
     }
 }
 

@@ -70,12 +70,7 @@ impl Disk for RealDisk {
     }
 
     fn boot_id(&self) -> u128 {
-        // Where the system does not say, one id for all: pages are then trusted across restarts of the machine only as
-        // far as their own checks go, which is why only Linux is a supported host.
-        fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .ok()
-            .and_then(|text| uuid::Uuid::try_parse(text.trim()).ok())
-            .map_or(1, |uuid| uuid.as_u128())
+        crate::clock::boot_id()
     }
 }
 

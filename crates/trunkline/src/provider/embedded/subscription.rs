@@ -10,12 +10,12 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::LONGEST_RETRY_MS;
-use super::disk::uptime_ms;
 use super::error;
 use super::group::Group;
 use super::lease::{self, Member};
 use super::owned::{FillError, FlushError, NAMES, Owned, Room, Tidy, name_of};
 use super::topic::Topic;
+use crate::clock::uptime_ms;
 use crate::delivery::{Settle, Settled, Token};
 use crate::error::{Code, Error, Result};
 use crate::message::millis;
@@ -47,6 +47,7 @@ struct State {
     paused: bool,
     /// Why the subscription is dead.
     dead: Option<Error>,
+    bell: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -79,6 +80,7 @@ impl Live {
             turn: 0,
             paused: false,
             dead: None,
+            bell: Arc::clone(&bell),
         };
         let live = Arc::new(Live { bell, lease: millis(lease), state: Mutex::new(state) });
         live.beat(true);
@@ -232,7 +234,7 @@ impl State {
             let name = self.name();
             self.signals.push_back(Signal::Assigned { route: index, shard, epoch: claim.epoch });
             self.places.insert(name, self.owned.len());
-            self.owned.push(Owned::new(name, index, &topic, &group, shard, claim));
+            self.owned.push(Owned::new(name, index, &topic, &group, shard, claim, &self.bell));
             have += 1;
         }
         Ok(())

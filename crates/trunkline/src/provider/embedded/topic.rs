@@ -33,6 +33,7 @@ pub(super) struct Host {
     /// One word that all processes of the directory wait on: something was written, or an owner changed.
     pub(super) bell: Arc<dyn Page>,
     pub(super) chunks: super::reader::Chunks,
+    pub(super) alone: super::alone::Alone,
     pub(super) boot: u128,
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
-use super::Clock;
+use super::clock::StoreClock;
 use super::errors::{Doing, damaged, failed};
 use crate::error::Result;
 use crate::event::Event;
@@ -21,7 +21,7 @@ pub(super) struct Db {
     /// The time at which the current transaction began.
     pub(super) now: Cell<Millis>,
     /// The store's clock.
-    pub(super) clock: Clock,
+    pub(super) clock: StoreClock,
     names: RefCell<Names>,
 }
 
@@ -33,7 +33,7 @@ struct Names {
 }
 
 impl Db {
-    pub(super) fn new(conn: Connection, clock: Clock) -> Self {
+    pub(super) fn new(conn: Connection, clock: StoreClock) -> Self {
         Db { conn, now: Cell::new(0), clock, names: RefCell::default() }
     }
 
@@ -45,6 +45,11 @@ impl Db {
     /// The time of this transaction, as it is stored.
     pub(super) fn now(&self) -> i64 {
         int(self.now.get())
+    }
+
+    /// The wall clock's time, as it is stored: for what people read, not for what is decided by.
+    pub(super) fn wall(&self) -> i64 {
+        int(self.clock.wall())
     }
 
     /// This transaction's time and a span after it.

@@ -132,7 +132,7 @@ pub(super) fn set_progress(db: &Db, id: &str, progress: Progress, results: Vec<V
     db.run(
         "move a job on",
         "UPDATE job SET cursor = ?2, done = ?3, results = ?4, updated_at = max(updated_at, ?5) WHERE id = ?1",
-        params![id, int(progress.cursor), int(progress.done), text(&results), db.now()],
+        params![id, int(progress.cursor), int(progress.done), text(&results), db.wall()],
     )
     .map(drop)
 }
@@ -142,6 +142,6 @@ pub(super) fn sweep(db: &Db, limit: usize) -> Result<usize> {
     db.run(
         "drop old jobs",
         "DELETE FROM job WHERE id IN (SELECT id FROM job WHERE updated_at < ?1 AND state <> 'running' LIMIT ?2)",
-        params![db.now() - KEPT_MS, int(limit as u64)],
+        params![db.wall() - KEPT_MS, int(limit as u64)],
     )
 }

@@ -5,6 +5,7 @@
 //! contract.
 
 mod catalog;
+mod clock;
 mod db;
 mod errors;
 #[cfg(target_os = "linux")]
@@ -24,12 +25,14 @@ mod tests;
 use std::fmt::{self, Debug};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::clock::Clock;
+use self::clock::StoreClock;
 use self::db::Db;
 use self::writer::Job as Work;
 use super::{
@@ -37,38 +40,10 @@ use super::{
     LotFilter, LotRecord, LotSettle, Member, Scope, Store,
 };
 use crate::error::{Code, Error, Result};
-use crate::message::{MessageId, Millis, now_ms};
+use crate::message::{MessageId, Millis};
 
 /// Rows that one step of [`Store::sweep`] removes, so that other writers get their turn in between.
 const SWEEP_ROWS: usize = 5_000;
-
-/// Where a store takes the time from.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Millis + Send + Sync>);
-
-impl Clock {
-    /// A clock of its own, for tests.
-    pub fn new(now: impl Fn() -> Millis + Send + Sync + 'static) -> Self {
-        Clock(Arc::new(now))
-    }
-
-    fn now(&self) -> Millis {
-        (self.0)()
-    }
-}
-
-impl Default for Clock {
-    /// The wall clock of this host.
-    fn default() -> Self {
-        Clock::new(now_ms)
-    }
-}
-
-impl Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Clock")
-    }
-}
 
 /// How a [`SqliteStore`] works.
 #[derive(Debug, Clone)]
@@ -92,7 +67,7 @@ impl Default for Options {
 /// The store in a data directory. Dropping it ends its threads after what they were given is done.
 pub struct SqliteStore {
     path: PathBuf,
-    clock: Clock,
+    clock: StoreClock,
     queues: Mutex<Option<Queues>>,
     ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -116,7 +91,9 @@ impl SqliteStore {
     fn open_file(dir: &Path, options: Options) -> Result<SqliteStore> {
         let path = open::inspect(dir)?;
         let Options { busy_timeout, readers, queue, clock } = options;
-        let writer = Db::new(open::writer(&path, busy_timeout)?, clock.clone());
+        let writer = open::writer(&path, busy_timeout)?;
+        let clock = StoreClock::start(&writer, clock, Instant::now() + busy_timeout)?;
+        let writer = Db::new(writer, clock.clone());
         let (read, jobs) = mpsc::channel(queue.max(1));
         let jobs = Arc::new(Mutex::new(jobs));
         let mut threads = Vec::new();
@@ -383,6 +360,7 @@ impl Store for SqliteStore {
         loop {
             let step = self
                 .write(SWEEP_ROWS, |db| {
+                    clock::note(db)?;
                     Ok(idempotency::sweep(db, SWEEP_ROWS)?
                         + registry::sweep(db, SWEEP_ROWS)?
                         + jobs::sweep(db, SWEEP_ROWS)?

@@ -37,7 +37,7 @@ pub(super) fn report(db: &Db, members: &[Member]) -> Result<()> {
     for member in members {
         // JSON has no infinity; a rate over no time at all is no rate.
         let rate = if member.rate.is_finite() { member.rate } else { 0.0 };
-        let member = Member { last_seen_at: db.now.get(), rate, ..member.clone() };
+        let member = Member { last_seen_at: uint(db.wall()), rate, ..member.clone() };
         let body = serde_json::to_string(&member).map_err(|_| crate::Error::input("members", "a member cannot be written as JSON"))?;
         db.run(
             "report a member",

@@ -81,6 +81,52 @@ async fn a_poison_message_does_not_raise_its_neighbours_counts() {
 }
 
 #[tokio::test]
+async fn suspects_of_all_shards_and_groups_of_a_process_take_turns() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let topic = topic(3);
+    let broker = Embedded::open(options(dir.path())).expect("opened");
+    broker.ensure(&topic, &[group("g"), group("other")]).await.expect("ensured");
+    for shard in 0..3 {
+        send_all(&broker, &topic, numbered(Some(shard), 0..2)).await;
+    }
+    for _ in 0..2 {
+        let doomed = Embedded::open(options(dir.path())).expect("opened");
+        let subscriptions = [join(&doomed, &topic, "g").await, join(&doomed, &topic, "other").await];
+        for subscription in &subscriptions {
+            receive(&**subscription, 6).await;
+        }
+        doomed.handle.stop();
+        std::mem::forget((doomed, subscriptions));
+    }
+    let (g, other) = (join(&broker, &topic, "g").await, join(&broker, &topic, "other").await);
+    let more = async |subscription: &dyn Subscription| {
+        deliveries(subscription.next(10, 1000, Duration::from_millis(20)).await.expect("alive")).len()
+    };
+    let mut one = receive(&*g, 1).await;
+    for left in (0..6).rev() {
+        assert_eq!((more(&*g).await, more(&*other).await), (0, 0), "a second suspect beside the first");
+        let waits = Arc::clone(&g);
+        let next = tokio::spawn(async move { receive(&*waits, usize::from(left > 0)).await });
+        settle_done(&*g, &one).await;
+        // The one that asks next gets it; nobody waits for a clock.
+        one = tokio::time::timeout(SOON / 4, next).await.expect("it is told").expect("no panic");
+        assert!(one.iter().all(|delivery| delivery.deliveries.count() == 3));
+    }
+    // Now it is the other group's turn.
+    for _ in 0..6 {
+        let one = receive(&*other, 1).await;
+        assert_eq!(more(&*other).await, 0);
+        settle_done(&*other, &one).await;
+    }
+    // And it is over: several at a time again.
+    for shard in 0..3 {
+        send_all(&broker, &topic, numbered(Some(shard), 2..4)).await;
+    }
+    let calm = receive(&*g, 6).await;
+    assert!(calm.iter().all(|delivery| delivery.deliveries.count() == 1));
+}
+
+#[tokio::test]
 async fn shards_are_shared_evenly_and_come_back() {
     let dir = tempfile::tempdir().expect("a directory");
     let topic = topic(5);

@@ -97,7 +97,7 @@ pub(super) fn put(db: &Db, entries: &[LotEntry]) -> Result<()> {
                 ":ready_at": (!dead && !behind).then_some(int(entry.due_at)),
                 ":attempts": entry.attempts,
                 ":produced_at": int(message.produced_at),
-                ":died_at": dead.then(|| entry.died_at.map_or_else(|| db.now(), int)),
+                ":died_at": dead.then(|| entry.died_at.map_or_else(|| db.wall(), int)),
                 ":reason": entry.reason,
                 ":error_group": error_group(error, entry.reason.as_deref()),
                 ":error": error,
@@ -178,7 +178,7 @@ fn settle_one(db: &Db, owner: &str, seq: i64, settle: &LotSettle) -> Result<bool
                 doing,
                 "UPDATE lot SET state = 2, owner = NULL, ready_at = NULL, died_at = ?2, attempts = ?3, reason = ?4, error = ?5,
                      error_group = ?6 WHERE seq = ?1",
-                params![seq, db.now(), attempts, reason, error, error_group(error, Some(reason))],
+                params![seq, db.wall(), attempts, reason, error, error_group(error, Some(reason))],
             )?
         }
     };

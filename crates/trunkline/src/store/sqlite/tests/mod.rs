@@ -1,5 +1,6 @@
 //! What the store promises, mostly with two stores open on one directory: they share nothing but the file.
 
+mod clock;
 mod idempotency;
 mod lot;
 mod opening;

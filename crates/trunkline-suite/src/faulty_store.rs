@@ -1,0 +1,106 @@
+//! A store that is down as long as it is told to be: between the core and an honest store.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use trunkline::message::Millis;
+use trunkline::store::{
+    Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
+    LotFilter, LotRecord, LotSettle, Member, Scope, Store,
+};
+use trunkline::{Code, Error, MessageId, Result};
+
+/// Whether the store is down.
+#[derive(Debug, Default)]
+pub struct StoreFaults(AtomicBool);
+
+impl StoreFaults {
+    /// Takes it down, or brings it up again.
+    pub fn down(&self, down: bool) {
+        self.0.store(down, Ordering::SeqCst);
+    }
+
+    /// What goes between the core and the store.
+    pub fn between(self: &Arc<Self>) -> impl Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync + 'static {
+        let faults = self.clone();
+        move |store| Arc::new(FaultyStore(store, faults.clone()))
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::SeqCst) { Err(Error::new(Code::StoreFailed, "the store is down").with_retryable(true)) } else { Ok(()) }
+    }
+}
+
+#[derive(Debug)]
+struct FaultyStore(Arc<dyn Store>, Arc<StoreFaults>);
+
+/// All calls that may fail: they do, while the store is down.
+macro_rules! through {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        #[async_trait]
+        impl Store for FaultyStore {
+            fn scope(&self) -> Scope {
+                self.0.scope()
+            }
+
+            fn location(&self) -> String {
+                self.0.location()
+            }
+
+            fn now(&self) -> Millis {
+                self.0.now()
+            }
+
+            async fn close(&self) {
+                self.0.close().await;
+            }
+
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$result> {
+                self.1.check()?;
+                self.0.$name($($arg),*).await
+            })*
+        }
+    };
+}
+
+through! {
+    probe() -> ();
+    catalog_version() -> u64;
+    catalog() -> (u64, Vec<Doc>);
+    catalog_write(expected: u64, changes: Vec<DocChange>) -> Option<u64>;
+    lot_put(entries: Vec<LotEntry>) -> ();
+    lot_claim(claim: LotClaim<'_>) -> Vec<LotEntry>;
+    lot_claim_publishes(limit: usize, owner: &str, lease: Duration) -> Vec<LotEntry>;
+    lot_extend(seqs: &[u64], owner: &str, lease: Duration) -> Vec<bool>;
+    lot_settle(owner: &str, items: Vec<(u64, LotSettle)>) -> Vec<bool>;
+    lot_chains(address: &Address, group: &str, shard: u32) -> Vec<(u64, u64, u64)>;
+    lot_counts(address: &Address, group: Option<&str>) -> LotCounts;
+    lot_next_due(of: Option<(&Address, &str)>) -> Option<Millis>;
+    lot_list(filter: &LotFilter, limit: usize, offset: usize, newest_first: bool) -> Vec<LotEntry>;
+    lot_count(filter: &LotFilter) -> u64;
+    lot_groups(filter: &LotFilter) -> Vec<DeadGroup>;
+    lot_edit(seq: u64, edit: LotEdit) -> bool;
+    lot_discard(seqs: &[u64]) -> u64;
+    lot_revive(job: &str, filter: &LotFilter, edit: Option<&LotEdit>, limit: usize) -> Vec<LotEntry>;
+    lot_start(address: &Address, group: &str, ids: &[MessageId], suspect: bool) -> Vec<Option<u32>>;
+    lot_end(address: &Address, group: &str, items: &[(MessageId, bool)]) -> ();
+    lot_indexed(address: &Address, group: &str) -> u64;
+    lot_index(address: &Address, group: &str, from: u64, to: u64, records: Vec<LotRecord>) -> bool;
+    idempotency_claim(claims: Vec<IdempotencyClaim>) -> Vec<Claimed>;
+    idempotency_sent(keys: &[(String, MessageId)]) -> ();
+    idempotency_abandon(key: &str, id: MessageId, owner: &str) -> ();
+    idempotency_get(key: &str) -> Option<IdempotencyState>;
+    dedupe_seen(scope: &str, ids: &[MessageId]) -> Vec<bool>;
+    dedupe_done(scope: &str, ids: &[MessageId], window: Duration) -> ();
+    lease_take(name: &str, owner: &str, ttl: Duration) -> Option<u64>;
+    lease_release(name: &str, owner: &str) -> ();
+    members_report(members: &[Member]) -> ();
+    members(address: Option<&Address>, within: Duration) -> Vec<Member>;
+    members_leave(ids: &[String]) -> ();
+    job_put(job: &Job) -> ();
+    job_get(id: &str) -> Option<Job>;
+    jobs(product: &str) -> Vec<Job>;
+    sweep() -> u64;
+}
