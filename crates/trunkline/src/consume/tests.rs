@@ -10,6 +10,7 @@ use crate::consume::handler::{Context, Raw, Verdict};
 use crate::consume::state::State;
 use crate::{Builder, Consumer, Env, Schedule, Trunkline};
 
+mod cancelled;
 mod delayed;
 mod lot;
 mod shared;
