@@ -13,6 +13,7 @@ use crate::{Builder, Consumer, Env, Schedule, Trunkline};
 mod cancelled;
 mod delayed;
 mod lot;
+mod moved;
 mod shared;
 
 const EVENT: &str = "orders:created";
