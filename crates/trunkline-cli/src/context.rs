@@ -14,12 +14,9 @@ use crate::args::Global;
 use crate::output::{self, Format, Table};
 use crate::signals::Stop;
 
-/// The reason of an error that says that the user ended the command.
-pub const INTERRUPTED: &str = "interrupted";
-
 /// The user ended the command before it was done.
 pub fn interrupted(what: &str) -> Error {
-    Error::new(Code::Closed, what).reason(INTERRUPTED)
+    Error::new(Code::Closed, what).reason(crate::exit::INTERRUPTED_REASON)
 }
 
 /// How long the end of a command may take: what was sent is confirmed, what is in hand is finished or given back.

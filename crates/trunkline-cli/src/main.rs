@@ -44,8 +44,7 @@ async fn main() -> ExitCode {
         Err(error) if output::is_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::error(format, &error);
-            let interrupted = error.detail_str("reason") == Some(context::INTERRUPTED);
-            ExitCode::from(if interrupted { exit::INTERRUPTED } else { exit::status(error.code()) })
+            ExitCode::from(exit::of(&error))
         }
     }
 }

@@ -46,6 +46,30 @@ fn a_broker_and_a_topic_by_flags() {
 }
 
 #[test]
+fn updates_say_what_they_break_and_leave_behind() {
+    let dir = Dir::new();
+    dir.ok(&["init"]);
+    dir.ok(&["brokers", "create", "mail", "--on", "prd=EMBEDDED"]);
+    let schema = |kind: &str| format!(r#"{{"schema":{{"type":"object","properties":{{"n":{{"type":"{kind}"}}}}}}}}"#);
+    let (wide, narrow) = (dir.write("wide.json", schema("number")), dir.write("narrow.json", schema("integer")));
+    dir.ok(&["topics", "create", "mail:sent", "--from-json", &wide]);
+    let update = dir.json(&["topics", "update", "mail:sent", "--name", "Mail"]);
+    assert_eq!((&update["name"], &update["breaking"]), (&"Mail".into(), &serde_json::json!([])));
+    let narrowed = dir.run(&["topics", "update", "mail:sent", "--from-json", &narrow]);
+    assert!(narrowed.code == 0 && narrowed.err.contains("breaking: /n: number is not taken any more"), "{narrowed:?}");
+    dir.ok(&["topics", "update", "mail:sent", "--from-json", &wide]);
+    let update = dir.json(&["topics", "update", "mail:sent", "--from-json", &narrow]);
+    assert_eq!((&update["breaking"][0]["path"], &update["breaking"][0]["change"]), (&"/n".into(), &"type_narrowed".into()));
+
+    dir.ok(&["produce", "mail:sent", "{}"]);
+    let config = dir.write("config.json", r#"{"path":"elsewhere"}"#);
+    let moved = dir.run(&["brokers", "update", "mail", "--on", "prd=EMBEDDED", "--config", &format!("prd={config}")]);
+    assert!(moved.code == 0 && moved.err.contains("1 message"), "{moved:?}");
+    let back = dir.json(&["brokers", "update", "mail", "--on", "prd=EMBEDDED"]);
+    assert_eq!(back["leftBehind"], serde_json::json!([]), "{back}");
+}
+
+#[test]
 fn documents_come_from_json_and_credentials_stay_hidden() {
     let dir = Dir::new();
     dir.ok(&["init"]);

@@ -3,6 +3,7 @@
 //! All reads are answered from an immutable snapshot in memory. A change is worked out on the newest snapshot and written
 //! if no other process was faster, else worked out again. Input is JSON, so that file, API, CLI and SDK validate alike.
 
+mod breaking;
 mod broker;
 mod docs;
 mod group;
@@ -22,7 +23,8 @@ use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 
-pub use broker::{BrokerUpdate, EnvMove};
+pub use breaking::Breaking;
+pub use broker::{BrokerUpdate, EnvMove, LeftBehind};
 pub use product::ProductUpdate;
 pub use record::{BrokerDoc, BrokerView, EnvDoc, EnvView, GroupDoc, Ordering, OwnName, ProductDoc, QueueUrl, TopicDoc};
 pub use route::{KnownGroup, RouteEntry};

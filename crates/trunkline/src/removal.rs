@@ -1,9 +1,11 @@
-//! Removing topics and brokers: from the catalogue, and with `purge` from the broker too.
+//! What concerns the catalogue and the servers both: removing topics and brokers, and moving an env to another server.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::catalog::{BrokerView, RouteEntry, TopicDoc};
+use serde_json::Value;
+
+use crate::catalog::{BrokerUpdate, BrokerView, LeftBehind, RouteEntry, TopicDoc};
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
 use crate::lot::topics::TopicLot;
@@ -11,6 +13,9 @@ use crate::policy::LotPlace;
 use crate::provider::{Provider, Remove};
 use crate::store::MemberRole;
 use crate::trunkline::Trunkline;
+
+/// How long a server that an env leaves is given to say what waits on it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a topic or broker is removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,6 +55,44 @@ impl Trunkline {
         let broker = self.catalog().delete_broker(product, tag).await?;
         self.forget_routes(product, |of| of.broker() == tag).await;
         Ok(broker)
+    }
+
+    /// Changes a broker, see [`Catalog::update_broker`](crate::Catalog::update_broker), and says what still waits where its envs
+    /// led to before.
+    ///
+    /// # Errors
+    /// As there. An old server that cannot be asked is no error: its groups stand in the result without a depth.
+    pub async fn update_broker(&self, product: Option<&str>, tag: &str, patch: Value) -> Result<BrokerUpdate> {
+        let mut update = self.catalog().update_broker(product, tag, patch).await?;
+        for moved in &update.moved {
+            for entry in &moved.left {
+                for group in &entry.groups {
+                    let (depth, error) = match self.depth_of(entry, &group.physical).await {
+                        Ok(0) => continue,
+                        Ok(depth) => (Some(depth), None),
+                        Err(error) => (None, Some(error)),
+                    };
+                    let (topic, env, group) = (entry.address.event.clone(), moved.env.clone(), group.name.to_string());
+                    update.left_behind.push(LeftBehind { topic, env, group, depth, error });
+                }
+            }
+        }
+        Ok(update)
+    }
+
+    /// What waits for a group on the server of a route, which may be one of the past.
+    async fn depth_of(&self, entry: &RouteEntry, group: &str) -> Result<u64> {
+        let asked = async {
+            let provider = self.0.provider(entry.kind, &entry.config).await?;
+            provider.depth(&entry.topic_spec(), group).await
+        };
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(depth)) => Ok(depth.ready + depth.in_flight),
+            // Nothing was ever sent there.
+            Ok(Err(error)) if matches!(error.code(), Code::TopicNotFound | Code::GroupNotFound) => Ok(0),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::new(Code::Timeout, "the old server did not answer in time")),
+        }
     }
 
     /// Refuses what is in use, and purges what is asked for.

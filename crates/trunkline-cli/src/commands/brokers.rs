@@ -1,7 +1,7 @@
 //! `trunkline brokers`: named connections, whose provider is chosen per env.
 
 use serde_json::{Map, Value, json};
-use trunkline::catalog::BrokerView;
+use trunkline::catalog::{BrokerView, LeftBehind};
 use trunkline::removal::Removal;
 use trunkline::{Code, Error, Result};
 
@@ -146,14 +146,30 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
             if cut {
                 document["cut"] = true.into();
             }
-            let update = catalog.update_broker(Some(&ctx.product().await?), &tag, document).await?;
-            ctx.done(&update, if update.changed { format!("updated broker {tag}") } else { format!("broker {tag} is like that already") })
+            let update = ctx.trunkline().await?.update_broker(Some(&ctx.product().await?), &tag, document).await?;
+            ctx.done(&update, if update.changed { format!("updated broker {tag}") } else { format!("broker {tag} is like that already") })?;
+            if !ctx.is_json() {
+                update.left_behind.iter().for_each(|left| output::note(behind(left)));
+            }
+            Ok(())
         }
         Verb::Delete { tag, force, purge } => {
             let product = ctx.product().await?;
             let broker = ctx.trunkline().await?.delete_broker(&product, &tag, Removal { purge, force }).await?;
             ctx.done(&broker, format!("deleted broker {tag}"))
         }
+    }
+}
+
+/// What waits where an env led to before.
+fn behind(left: &LeftBehind) -> String {
+    let LeftBehind { topic, env, group, depth, error } = left;
+    match (depth, error) {
+        (Some(depth), _) => {
+            format!("{} wait for group {group} of {topic} where env {env} led to before", output::plural(*depth as usize, "message"))
+        }
+        (None, Some(error)) => format!("what waits for group {group} of {topic} where env {env} led to before is not known: {error}"),
+        (None, None) => format!("what waits for group {group} of {topic} where env {env} led to before is not known"),
     }
 }
 

@@ -84,6 +84,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
     let end = work.until_over(&consumer, args.idle_exit, &stop).await;
     // Whoever waits for a ticket that does not come would hold up the drain.
     let within = if work.over.is_cancelled() { Duration::from_millis(50) } else { DRAIN };
+    work.closing.cancel();
     consumer.close(within).await;
     if !ctx.is_json() && args.exec.is_some() {
         output::note(work.summary());
@@ -111,6 +112,8 @@ struct Work {
     active: AtomicU64,
     /// The last message is handled, or nobody reads the output.
     over: CancellationToken,
+    /// The consumer gives back what it has in hand.
+    closing: CancellationToken,
     failure: std::sync::Mutex<Option<Error>>,
     left: AtomicI64,
 }
@@ -130,6 +133,7 @@ impl Work {
             since: Instant::now(),
             active: AtomicU64::new(0),
             over: CancellationToken::new(),
+            closing: CancellationToken::new(),
             failure: std::sync::Mutex::new(None),
             left: AtomicI64::new(most),
         }
@@ -154,11 +158,16 @@ impl Work {
         self.running.fetch_sub(1, Ordering::AcqRel);
         match verdict {
             Ok(verdict) => {
+                if verdict == Verdict::Cancelled && self.closing.is_cancelled() {
+                    // It is given back: nothing came of it.
+                    return verdict;
+                }
                 match verdict {
                     Verdict::Done | Verdict::Drop => &self.done,
-                    Verdict::Failed(_) => &self.failed,
                     Verdict::RetryAfter(_) => &self.later,
                     Verdict::Bury(_) => &self.buried,
+                    // What was told to stop before the close ran into its timeout.
+                    _ => &self.failed,
                 }
                 .fetch_add(1, Ordering::AcqRel);
                 if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {

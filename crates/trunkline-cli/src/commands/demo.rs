@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use trunkline::{Error, Result};
 
 use crate::context::Ctx;
+use crate::demo::check::Check;
 use crate::demo::{self, Play};
-use crate::output;
+use crate::{exit, output};
 
 /// Sends real webhooks through two groups, with failures, and checks that nothing was lost or out of order
 ///
@@ -38,11 +39,29 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
     } else {
         summary.print()?
     }
-    let broken: Vec<&str> = summary.checks.iter().filter(|check| !check.kept).map(|check| check.promise).collect();
+    kept(&summary.checks, &summary.data)
+}
+
+/// An error if a promise was not kept.
+fn kept(checks: &[Check], data: &str) -> Result<()> {
+    let broken: Vec<&str> = checks.iter().filter(|check| !check.kept).map(|check| check.promise).collect();
     if broken.is_empty() {
         return Ok(());
     }
     Err(Error::store(format!("not kept: {}", broken.join("; ")))
-        .reason("demo_failed")
-        .next(format!("this is a bug: please report it, with the directory {}", summary.data)))
+        .reason(exit::DEMO_REASON)
+        .next(format!("this is a bug: please report it, with the directory {data}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_promise_has_an_exit_code_of_its_own() {
+        let check = |promise, kept| Check { promise, kept, seen: String::new(), faults: Vec::new() };
+        assert!(kept(&[check("nothing lost", true)], "data").is_ok());
+        let error = kept(&[check("nothing lost", true), check("in order", false)], "data").expect_err("one is broken");
+        assert_eq!((exit::of(&error), error.message()), (exit::DEMO, "not kept: in order"));
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use trunkline::catalog::TopicDoc;
+use trunkline::catalog::{Breaking, TopicDoc};
 use trunkline::message::millis;
 use trunkline::removal::Removal;
 use trunkline::{Code, Error, Event, Result, Schedule};
@@ -203,7 +203,17 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
         Verb::Update { event, about } => {
             let document = about.document(&event, [("ordering", None), ("shards", None)])?;
             let update = catalog.update_topic(Some(&product), event.as_str(), document).await?;
-            ctx.done(&update, if update.changed { format!("updated topic {event}") } else { format!("topic {event} is like that already") })
+            ctx.done(
+                &update,
+                if update.changed { format!("updated topic {event}") } else { format!("topic {event} is like that already") },
+            )?;
+            if !ctx.is_json() {
+                for Breaking { path, message, .. } in &update.breaking {
+                    let place = if path.is_empty() { "the payload" } else { path };
+                    output::note(format!("breaking: {place}: {message}"));
+                }
+            }
+            Ok(())
         }
         Verb::Delete { event, force, purge } => {
             let topic = ctx.trunkline().await?.delete_topic(&product, &event, Removal { purge, force }).await?;

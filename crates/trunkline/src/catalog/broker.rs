@@ -16,7 +16,7 @@ use super::topic::{by_age, check_partitions, check_taken, name_in};
 use crate::config::ProviderKind;
 use crate::config::server::{same_server, server};
 use crate::error::{Code, Error, Result};
-use crate::event::check_tag;
+use crate::event::{Event, check_tag};
 use crate::store::{DocChange, DocKind};
 
 /// The outcome of an update of a broker.
@@ -25,6 +25,11 @@ pub struct BrokerUpdate {
     /// The broker as it is now.
     #[serde(flatten)]
     pub broker: BrokerView,
+    /// What still waits on the server that an env led to before; filled in by [`Trunkline::update_broker`], which can ask it.
+    ///
+    /// [`Trunkline::update_broker`]: crate::Trunkline::update_broker
+    #[serde(rename = "leftBehind")]
+    pub left_behind: Vec<LeftBehind>,
     /// The envs that now lead to another provider or server.
     #[serde(skip)]
     pub moved: Vec<EnvMove>,
@@ -34,6 +39,22 @@ pub struct BrokerUpdate {
     /// Whether anything changed.
     #[serde(skip)]
     pub changed: bool,
+}
+
+/// What waits for a group where an env led to before.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeftBehind {
+    /// Broker and topic.
+    pub topic: Event,
+    /// The env.
+    pub env: String,
+    /// The group.
+    pub group: String,
+    /// Messages that are not settled; `None` if the old server could not be asked.
+    pub depth: Option<u64>,
+    /// Why it could not be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
 }
 
 /// An env whose messages now go elsewhere.
@@ -143,7 +164,7 @@ impl Catalog {
                 Ok(((doc, topics, moved, true), changes))
             })
             .await?;
-        Ok(BrokerUpdate { broker: self.view(&doc, topics), moved, cut: patch.cut, changed })
+        Ok(BrokerUpdate { broker: self.view(&doc, topics), left_behind: Vec::new(), moved, cut: patch.cut, changed })
     }
 
     /// One broker with its topics, or `None`; credentials read `***`.

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Catalog;
+use super::breaking::{Breaking, breaking};
 use super::input::{TopicInput, event_of};
 use super::record::{BrokerDoc, EnvDoc, Ordering, TopicDoc};
 use super::snapshot::{BrokerNode, Snapshot, group_path, occupied, put, topic_path};
@@ -27,6 +28,8 @@ pub struct TopicUpdate {
     /// The envs in which it now has another name on the broker.
     #[serde(skip)]
     pub renamed: Vec<String>,
+    /// Where the schema refuses now what it took before.
+    pub breaking: Vec<Breaking>,
     /// Whether anything changed.
     #[serde(skip)]
     pub changed: bool,
@@ -91,7 +94,8 @@ impl Catalog {
     }
 
     /// Changes a topic. A given `sample` replaces the old one whole; `ordering` and `shards` are fixed. A name or queue URL
-    /// given for an env moves the topic there, which raises its route's epoch.
+    /// given for an env moves the topic there, which raises its route's epoch. A schema may become narrower: where it did so is in
+    /// the result.
     ///
     /// # Errors
     /// As [`Catalog::create_topic`], and `TOPIC_NOT_FOUND`.
@@ -141,7 +145,7 @@ impl Catalog {
                 }
             }
             if doc == **old {
-                return Ok((TopicUpdate { topic: old.clone(), renamed, changed: false }, Vec::new()));
+                return Ok((TopicUpdate { topic: old.clone(), renamed, breaking: Vec::new(), changed: false }, Vec::new()));
             }
             doc.updated_at = now;
             let doc = Arc::new(doc);
@@ -150,7 +154,8 @@ impl Catalog {
                 check_taken(snapshot, &node.doc, env, &doc, &groups, std::slice::from_ref(&doc))?;
             }
             let change = put(DocKind::Topic, topic_path(&product, &event), &doc)?;
-            Ok((TopicUpdate { topic: doc, renamed, changed: true }, vec![change]))
+            let breaking = breaking(old.schema.as_ref(), doc.schema.as_ref());
+            Ok((TopicUpdate { topic: doc, renamed, breaking, changed: true }, vec![change]))
         })
         .await
     }

@@ -26,6 +26,11 @@ pub enum Verdict {
     Bury(String),
     /// Ack without success.
     Drop,
+    /// The handler was told to stop by its context's signal, did so, and has nothing to say of the message: it is given back,
+    /// and that is no failure. Said without the signal it is a failed attempt. For those who run what others wrote, and
+    /// cannot tell what an end that they brought about themselves would have meant.
+    #[doc(hidden)]
+    Cancelled,
 }
 
 /// Everything a handler may return.

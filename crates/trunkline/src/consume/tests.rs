@@ -10,8 +10,10 @@ use crate::consume::handler::{Context, Raw, Verdict};
 use crate::consume::state::State;
 use crate::{Builder, Consumer, Env, Schedule, Trunkline};
 
+mod cancelled;
 mod delayed;
 mod lot;
+mod moved;
 mod shared;
 
 const EVENT: &str = "orders:created";

@@ -31,13 +31,16 @@ struct Run {
 }
 
 impl Run {
-    fn of(verdict: Verdict) -> Self {
+    /// `cancelled`: the handler had been told to stop.
+    fn of(verdict: Verdict, cancelled: bool) -> Self {
         let (outcome, error, counts, dropped) = match verdict {
             Verdict::Done => (Outcome::Ok, None, Some(true), false),
             Verdict::Failed(error) => (Outcome::Failed, Some(cut(error)), Some(false), false),
             Verdict::RetryAfter(after) => (Outcome::RetryAfter(after), None, None, false),
             Verdict::Bury(reason) => (Outcome::Bury(cut(reason)), None, None, false),
             Verdict::Drop => (Outcome::Drop, None, None, true),
+            Verdict::Cancelled if cancelled => (Outcome::Cancelled, None, None, false),
+            Verdict::Cancelled => (Outcome::Failed, Some("cancelled: nobody had told the handler to stop".into()), Some(false), false),
         };
         Run { outcome, error, counts, dropped }
     }
@@ -183,7 +186,7 @@ impl Engine {
         let run_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         for (work, verdict) in batch.into_iter().zip(verdicts) {
             let run = match verdict {
-                Some(verdict) => Run::of(verdict),
+                Some(verdict) => Run::of(verdict, token.is_cancelled()),
                 None => Run { outcome: Outcome::Cancelled, error: None, counts: None, dropped: false },
             };
             self.finish(work, run, started_at, run_us, probe);

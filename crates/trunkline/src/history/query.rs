@@ -82,7 +82,7 @@ pub struct Page {
     pub cursor: Option<String>,
     /// Messages looked at since the first page.
     pub scanned: u64,
-    /// Messages there are in these topics and times.
+    /// Messages there are in these topics and times; those of topics with `capture: off` are not, nor are they in `total`.
     pub of: u64,
     /// Times of which something is missing.
     pub gaps: Vec<Gap>,

@@ -10,10 +10,10 @@ use serde::Serialize;
 use crate::message::Millis;
 use crate::store::Address;
 
-use super::Filed;
 use super::histogram::Histogram;
 use super::row::{Kind, Tally};
 use super::wire::{Input, put, put_bytes};
+use super::{Capture, Filed};
 
 /// The widths that are kept, in ms.
 pub(super) const WIDTHS: [Millis; 3] = [60_000, 3_600_000, 86_400_000];
@@ -40,6 +40,9 @@ pub struct Counters {
     pub dropped: u64,
     /// Bytes of the payloads produced.
     pub bytes: u64,
+    /// Messages of topics whose `capture` was `off`: counted above, but not to be found.
+    #[serde(skip)]
+    pub uncaptured: u64,
 }
 
 impl Counters {
@@ -76,6 +79,7 @@ impl Counters {
         for (mine, theirs) in self.list_mut().into_iter().zip(other.list()) {
             *mine += theirs;
         }
+        self.uncaptured += other.uncaptured;
     }
 }
 
@@ -133,6 +137,10 @@ impl Counts {
         self.counters.list().iter().for_each(|count| put(&mut out, *count));
         self.wait.encode(&mut out);
         self.run.encode(&mut out);
+        // Most have none: then it is left out.
+        if self.counters.uncaptured > 0 {
+            put(&mut out, self.counters.uncaptured);
+        }
         out
     }
 
@@ -144,6 +152,9 @@ impl Counts {
         }
         self.wait.merge_encoded(&mut input)?;
         self.run.merge_encoded(&mut input)?;
+        if !input.is_empty() {
+            self.counters.uncaptured += input.number()?;
+        }
         input.is_empty().then_some(())
     }
 }
@@ -153,6 +164,8 @@ impl Counts {
 pub(super) struct Series {
     pub(super) address: Address,
     pub(super) group: Arc<str>,
+    /// Whether what is counted can be found.
+    captured: bool,
     /// By the start of the minute.
     pub(super) minutes: Vec<(Millis, Counts)>,
 }
@@ -175,6 +188,7 @@ impl Deltas {
             self.series.push(Series {
                 address: filed.address.clone(),
                 group: group.cloned().unwrap_or_else(|| "".into()),
+                captured: filed.class.capture != Capture::Off,
                 minutes: Vec::new(),
             });
             self.series.len() - 1
@@ -205,7 +219,7 @@ impl Deltas {
         for _ in 0..input.number()? {
             let (product, env, event, group) = (input.text()?, input.text()?, input.text()?, input.text()?);
             let address = Address { product: product.into(), env: env.into(), event: event.parse().ok()? };
-            let mut series = Series { address, group: group.into(), minutes: Vec::new() };
+            let mut series = Series { address, group: group.into(), captured: true, minutes: Vec::new() };
             for _ in 0..input.number()? {
                 let minute = input.number()?;
                 let mut counts = Counts::default();
@@ -229,5 +243,8 @@ impl Series {
             self.minutes.len() - 1
         });
         self.minutes[at].1.count(row);
+        if !self.captured && matches!(row.kind, Kind::Produced | Kind::Failed) {
+            self.minutes[at].1.counters.uncaptured += 1;
+        }
     }
 }

@@ -305,7 +305,7 @@ pub(super) fn series(reader: &Reader, query: &StatsQuery, width: Millis, now: Mi
         .collect())
 }
 
-/// Messages produced, or tried to, in these topics and times. Minutes that are cut by the ends count whole.
+/// Messages produced, or tried to, in these topics and times, but for those that nothing was kept of. Minutes that are cut by the ends count whole.
 pub(super) fn messages(reader: &Reader, query: &StatsQuery, now: Millis) -> Result<u64> {
     let mut sum = 0;
     // What a group did is no message: only the rows of the topic itself.
@@ -315,6 +315,9 @@ pub(super) fn messages(reader: &Reader, query: &StatsQuery, now: Millis) -> Resu
         return Ok(0);
     }
     let (from, to) = query.span(now)?;
-    walk(reader, &query, from, to, WIDTHS[2], |_, _, counts| sum += counts.counters.produced + counts.counters.publish_failed)?;
+    walk(reader, &query, from, to, WIDTHS[2], |_, _, counts| {
+        let Counters { produced, publish_failed, uncaptured, .. } = counts.counters;
+        sum += (produced + publish_failed).saturating_sub(uncaptured);
+    })?;
     Ok(sum)
 }

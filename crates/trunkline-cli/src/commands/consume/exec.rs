@@ -18,9 +18,6 @@ const BURY: i32 = 65;
 const LATER: i32 = 75;
 /// What is left of stderr is waited for this long after the command ended: a grandchild may keep it open.
 const STDERR: Duration = Duration::from_millis(200);
-/// The library takes a verdict that comes within 200 ms of a cancel for the handler's own. A run that was cut short has
-/// none, so it answers later than that: a timeout then counts as one, and what a close cut short is given back uncounted.
-const NO_VERDICT: Duration = Duration::from_millis(300);
 /// Of the last line of stderr, this much becomes the error.
 const ERROR_MOST: usize = 4_096;
 
@@ -48,9 +45,9 @@ impl Exec {
         let ended = tokio::select! {
             ended = attend(&mut child, payload, &mut last) => ended,
             () = context.signal.cancelled() => {
+                // A timeout counts as one; what a close cut short is given back uncounted.
                 drop(group);
-                tokio::time::sleep(NO_VERDICT).await;
-                return (Verdict::Failed("the command was ended before it was done".into()), Ok(()));
+                return (Verdict::Cancelled, Ok(()));
             }
         };
         group.ended();
@@ -134,6 +131,7 @@ fn print(context: &Context, verdict: &Verdict, code: Option<i32>, since: Instant
         Verdict::Failed(error) => ("failed", Some(error)),
         Verdict::RetryAfter(_) => ("later", None),
         Verdict::Bury(reason) => ("buried", Some(reason)),
+        _ => ("cancelled", None),
     };
     output::json_line(&json!({
         "process_id": context.process_id,

@@ -13,7 +13,8 @@ use tokio::sync::mpsc;
 use trunkline::{Code, Error, Receipt, Result};
 
 use super::Args;
-use crate::context::{Ctx, INTERRUPTED};
+use crate::context::Ctx;
+use crate::exit::INTERRUPTED_REASON;
 use crate::output;
 
 /// No provider takes a message as long as this; a file without line breaks must not fill the memory.
@@ -144,7 +145,7 @@ impl Account {
         }
         if interrupted {
             return Err(Error::new(Code::Closed, format!("interrupted; {confirmed} lines were confirmed"))
-                .reason(INTERRUPTED)
+                .reason(INTERRUPTED_REASON)
                 .detail("confirmed", confirmed)
                 .detail("nextLine", next)
                 .next(format!("go on with --from-line {next}")));

@@ -73,6 +73,23 @@ async fn payloads_are_json_or_base64_or_not_kept() {
     assert_eq!((stats.counters.produced, stats.counters.bytes), (1, 5));
 }
 
+/// What nothing is kept of is counted in the statistics, but it is nothing that a query could find.
+#[tokio::test]
+async fn the_total_is_of_what_can_be_found() {
+    let bed = Bed::new();
+    let (history, recorder) = bed.open();
+    let off = filed_as("off", Class { capture: Capture::Off, ..Class::default() });
+    recorder.record(produces(&filed("created"), (0..50).map(|n| produced(id(T0, n), "1")).collect()));
+    recorder.record(produces(&off, (50..80).map(|n| produced(id(T0, n), "1")).collect()));
+    recorder.flush().await.expect("written");
+    let page = history.query(&query(|q| q.limit = Some(10))).await.expect("a page");
+    assert_eq!((page.total, page.total_is_exact, page.of, page.has_more), (50, true, 50, true));
+    let stats = history.stats(&StatsQuery::default()).await.expect("answered");
+    assert_eq!(stats.counters.produced, 80);
+    let page = history.query(&query(|q| q.topic = Some("off".into()))).await.expect("a page");
+    assert_eq!((page.total, page.total_is_exact, page.of), (0, true, 0));
+}
+
 #[tokio::test]
 async fn the_status_is_the_worst_of_its_groups() {
     let bed = Bed::new();
