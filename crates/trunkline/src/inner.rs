@@ -30,6 +30,9 @@ use crate::route::Route;
 use crate::store::{Address, Scope, Store};
 use crate::tracker::Tracker;
 
+/// What the consumers of one group share in this process, by topic and group.
+type GroupShares = HashMap<(Address, Arc<str>), std::sync::Weak<GroupShare>>;
+
 /// See the module. What it was made of is read as if it were its own.
 pub(crate) struct Inner {
     parts: Parts,
@@ -39,7 +42,7 @@ pub(crate) struct Inner {
     pub(crate) end: CancellationToken,
     pub(crate) delayed: Arc<Notify>,
     /// What the consumers of a group share, while there are any.
-    groups: Mutex<HashMap<(Address, Arc<str>), std::sync::Weak<GroupShare>>>,
+    groups: Mutex<GroupShares>,
     /// What all consumers have in hand.
     pub(crate) hand: Arc<Hand>,
     pub(crate) engines: Mutex<Vec<std::sync::Weak<Engine>>>,
