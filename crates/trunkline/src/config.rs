@@ -149,7 +149,12 @@ impl ProviderKind {
 /// The providers of this build.
 #[must_use]
 pub fn compiled_in() -> Vec<ProviderKind> {
-    ProviderKind::ALL.iter().copied().filter(|kind| matches!(kind, ProviderKind::Embedded) && cfg!(feature = "embedded")).collect()
+    let there = |kind: &ProviderKind| match kind {
+        ProviderKind::Embedded => cfg!(feature = "embedded"),
+        ProviderKind::Nats => cfg!(feature = "nats"),
+        _ => false,
+    };
+    ProviderKind::ALL.iter().copied().filter(there).collect()
 }
 
 impl fmt::Display for ProviderKind {

@@ -28,7 +28,12 @@ pub mod embedded {
     pub mod config;
 }
 pub mod kafka;
+#[cfg(feature = "nats")]
 pub mod nats;
+#[cfg(not(feature = "nats"))]
+pub mod nats {
+    pub mod config;
+}
 #[cfg(any(test, feature = "kafka", feature = "nats", feature = "pubsub", feature = "rabbitmq", feature = "redis", feature = "sqs"))]
 pub(crate) mod net;
 pub mod pubsub;
@@ -354,6 +359,8 @@ pub async fn open(config: &crate::config::ProviderConfig, data: &std::path::Path
     match config {
         #[cfg(feature = "embedded")]
         ProviderConfig::Embedded(config) => Ok(Arc::new(embedded::Embedded::open_config(config, data)?)),
+        #[cfg(feature = "nats")]
+        ProviderConfig::Nats(config) => Ok(Arc::new(nats::Nats::open(config, nats::Options::default()).await?)),
         other => {
             other.kind().require_compiled_in()?;
             Err(Error::new(Code::CapabilityUnsupported, format!("{} cannot be opened by this version", other.kind().as_str())))
