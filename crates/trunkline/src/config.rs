@@ -149,7 +149,12 @@ impl ProviderKind {
 /// The providers of this build.
 #[must_use]
 pub fn compiled_in() -> Vec<ProviderKind> {
-    ProviderKind::ALL.iter().copied().filter(|kind| matches!(kind, ProviderKind::Embedded) && cfg!(feature = "embedded")).collect()
+    let is_in = |kind: &ProviderKind| match kind {
+        ProviderKind::Embedded => cfg!(feature = "embedded"),
+        ProviderKind::Redis => cfg!(feature = "redis"),
+        _ => false,
+    };
+    ProviderKind::ALL.iter().copied().filter(is_in).collect()
 }
 
 impl fmt::Display for ProviderKind {
