@@ -48,7 +48,8 @@ pub(crate) async fn client(tls: &Tls) -> Result<Arc<ClientConfig>> {
 /// `INPUT_INVALID` if it cannot be one.
 pub(crate) fn server_name(tls: &Tls, host: &str) -> Result<ServerName<'static>> {
     let name = tls.server_name.as_deref().unwrap_or(host).to_owned();
-    ServerName::try_from(name).map_err(|_| Error::input("tls.serverName", "`tls.serverName` (or the host) is not a name a certificate holds"))
+    ServerName::try_from(name)
+        .map_err(|_| Error::input("tls.serverName", "`tls.serverName` (or the host) is not a name a certificate holds"))
 }
 
 async fn roots(ca: Option<&str>) -> Result<RootCertStore> {
@@ -59,7 +60,8 @@ async fn roots(ca: Option<&str>) -> Result<RootCertStore> {
     };
     roots.add_parsable_certificates(certs);
     if roots.is_empty() {
-        let message = if ca.is_some() { "`tls.ca` holds no certificate" } else { "this system has no certificate authorities: give one in `tls.ca`" };
+        let message =
+            if ca.is_some() { "`tls.ca` holds no certificate" } else { "this system has no certificate authorities: give one in `tls.ca`" };
         return Err(Error::input("tls.ca", message));
     }
     Ok(roots)
@@ -75,15 +77,17 @@ async fn certificates(field: &str, given: &str) -> Result<Vec<CertificateDer<'st
 pub(crate) fn refused(error: &std::io::Error) -> Error {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let (why, next) = match inner {
-        Some(rustls::Error::InvalidCertificate(why)) => {
-            (format!("the server's certificate is not accepted: {why}"), "give the authority that signed it in `tls.ca`, and its name in `tls.serverName`")
-        }
+        Some(rustls::Error::InvalidCertificate(why)) => (
+            format!("the server's certificate is not accepted: {why}"),
+            "give the authority that signed it in `tls.ca`, and its name in `tls.serverName`",
+        ),
         Some(rustls::Error::InvalidMessage(_)) => {
             ("what answers there does not speak TLS".to_owned(), "use the server's TLS port, or leave TLS out")
         }
-        Some(rustls::Error::AlertReceived(alert)) => {
-            (format!("the server ended the TLS handshake: {alert:?}"), "check `tls.cert` and `tls.key`: the server may want a client certificate")
-        }
+        Some(rustls::Error::AlertReceived(alert)) => (
+            format!("the server ended the TLS handshake: {alert:?}"),
+            "check `tls.cert` and `tls.key`: the server may want a client certificate",
+        ),
         Some(other) => (format!("the TLS handshake failed: {other}"), "check the server's TLS settings"),
         None => (format!("the connection broke in the TLS handshake: {}", error.kind()), "check that this port speaks TLS"),
     };

@@ -153,7 +153,11 @@ impl Shared {
                 let Some((route, is_envelope)) = self.channels.get(&bytes(channel)).copied() else { return };
                 let payload = Bytes::from(bytes(payload));
                 let mut heard = self.heard.lock();
-                if is_envelope { heard.remember(&payload) } else { heard.receive(route, payload, self.prefetch) }
+                if is_envelope {
+                    heard.remember(&payload)
+                } else {
+                    heard.receive(route, payload, self.prefetch)
+                }
                 drop(heard);
                 self.arrived.notify_waiters();
             }
@@ -405,8 +409,12 @@ mod tests {
         assert_eq!((heard.envelopes.len(), heard.order.len()), (0, 0));
         heard.receive(1, Bytes::from_static(b"one too many"), prefetch);
         let signals = heard.take(9, usize::MAX);
-        let [Signal::State(SubscriptionState::Degraded("messages_dropped")), Signal::Deliveries { route: 0, items: a, .. }, Signal::Deliveries { route: 1, items: b, .. }, Signal::State(SubscriptionState::Live)] =
-            &signals[..]
+        let [
+            Signal::State(SubscriptionState::Degraded("messages_dropped")),
+            Signal::Deliveries { route: 0, items: a, .. },
+            Signal::Deliveries { route: 1, items: b, .. },
+            Signal::State(SubscriptionState::Live),
+        ] = &signals[..]
         else {
             panic!("{signals:?}")
         };

@@ -70,7 +70,9 @@ impl Facts {
         };
         let policy = settings.get("maxmemory-policy").map_or("", String::as_str);
         if policy.starts_with("allkeys") && number("maxmemory").is_none_or(|limit| limit > 0) {
-            warnings.push(format!("`maxmemory-policy` is {policy}: when memory is full Redis drops whole topics, settled or not; use `noeviction`"));
+            warnings.push(format!(
+                "`maxmemory-policy` is {policy}: when memory is full Redis drops whole topics, settled or not; use `noeviction`"
+            ));
             durability = Durability::Memory;
         }
         let limit = number("proto-max-bulk-len").and_then(|limit| usize::try_from(limit).ok()).unwrap_or(MAX_MESSAGE);
@@ -94,7 +96,9 @@ mod tests {
     #[test]
     fn durability_is_what_the_settings_keep() {
         use Durability::{Fsynced, Memory, Written};
-        for (fsync, rewrite, durability) in [("always", "no", Fsynced), ("always", "yes", Written), ("no", "no", Written), ("everysec", "no", Memory)] {
+        for (fsync, rewrite, durability) in
+            [("always", "no", Fsynced), ("always", "yes", Written), ("no", "no", Written), ("everysec", "no", Memory)]
+        {
             let facts = facts(&[("appendonly", "yes"), ("appendfsync", fsync), ("no-appendfsync-on-rewrite", rewrite)]);
             assert_eq!((facts.durability, facts.warnings.len()), (durability, 0), "{fsync} {rewrite}");
         }

@@ -12,7 +12,7 @@ use super::link::{int, items};
 use super::script::{REAP, TRIM};
 use super::settle::RELEASED;
 use super::shards::read_lanes;
-use super::state::Came;
+use super::state::{Came, Phase};
 use super::subscription::Shared;
 use super::target::pairs;
 use crate::error::{Code, Result};
@@ -101,7 +101,8 @@ impl Shared {
             let answers = self.core.work.pipe(&pipeline).await?;
             for ((lane, _), answer) in part.iter().zip(answers) {
                 let consumers = items(answer).into_iter().nth(3).map(items).unwrap_or_default();
-                let strange = consumers.into_iter().filter_map(|of| items(of).into_iter().next()).any(|name| bytes(name) != self.member.as_bytes());
+                let strange =
+                    consumers.into_iter().filter_map(|of| items(of).into_iter().next()).any(|name| bytes(name) != self.member.as_bytes());
                 if strange {
                     self.state.lock().drain_again(*lane);
                     self.wanted.notify_one();
@@ -113,19 +114,28 @@ impl Shared {
 
     /// Takes over entries whose lease has ended, and those that were given back.
     async fn reclaim(&self) -> Result<()> {
+        // What is still ours is renewed first: it is not to be taken over from ourselves.
+        let late = self.lease() / 2;
+        let old = self.state.lock().held.iter().any(|(_, held)| held.kept.elapsed() > late);
+        if old {
+            self.beat().await?;
+        }
         let lanes: Vec<(usize, Arc<str>)> = {
             let state = self.state.lock();
-            let plain = state.lanes.iter().enumerate().filter(|(_, lane)| !lane.ordered);
+            // While the reader drains a lane it claims itself.
+            let plain = state.lanes.iter().enumerate().filter(|(_, lane)| !lane.ordered && lane.phase == Phase::Reading);
             plain.map(|(at, lane)| (at, Arc::clone(&lane.stream))).collect()
         };
         for part in lanes.chunks(STREAMS) {
-            let mut open: Vec<(usize, Arc<str>, EntryId)> = part.iter().map(|(at, stream)| (*at, Arc::clone(stream), EntryId::default())).collect();
+            let mut open: Vec<(usize, Arc<str>, EntryId)> =
+                part.iter().map(|(at, stream)| (*at, Arc::clone(stream), EntryId::default())).collect();
             for _ in 0..PAGES {
-                let room = self.state.lock().room(self.prefetch) / open.len().max(1);
-                if open.is_empty() || room == 0 && self.state.lock().room(self.prefetch) == 0 {
+                let room = self.state.lock().room(self.prefetch);
+                if open.is_empty() || room == 0 {
                     break;
                 }
-                open = self.reclaim_page(open, room.max(1)).await?;
+                let count = (room / open.len()).max(1);
+                open = self.reclaim_page(open, count).await?;
             }
         }
         Ok(())

@@ -28,7 +28,13 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(target: Arc<Target>) -> Self {
-        Link { target, wire: Mutex::default(), opening: tokio::sync::Mutex::default(), made: AtomicU64::new(0), closed: AtomicBool::new(false) }
+        Link {
+            target,
+            wire: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+            made: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        }
     }
 
     /// The connection there is, or a new one.

@@ -166,7 +166,6 @@ impl Redis {
         let target = Target::new(config).await?;
         Ok(probe::run(&target, config.mode(), config.common.create, config.common.prefix.as_deref(), deadline).await)
     }
-
 }
 
 impl Core {

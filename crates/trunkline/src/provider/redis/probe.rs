@@ -122,7 +122,8 @@ async fn round_trip(wire: &mut Wire, key: &str) -> Result<()> {
     read.arg("GROUP").arg(GROUP).arg(GROUP).arg("COUNT").arg(1).arg("STREAMS").arg(key).arg(">");
     let came = say(wire, &read).await?;
     // [[key, [[id, [field, value]]]]]
-    let mut entry = items(came).into_iter().next().map(items).and_then(|mut stream| stream.pop()).map(items).and_then(|mut list| list.pop()).map(items);
+    let mut entry =
+        items(came).into_iter().next().map(items).and_then(|mut stream| stream.pop()).map(items).and_then(|mut list| list.pop()).map(items);
     let fields = entry.as_mut().and_then(Vec::pop).map(items).unwrap_or_default();
     if entry.and_then(|mut entry| entry.pop()) != Some(id.clone()) || fields.into_iter().nth(1).map(bytes).as_deref() != Some(CANARY) {
         return Err(error::connection("what was stored did not come back"));

@@ -130,7 +130,8 @@ fn refused(message: &Outgoing, most: usize, topic: &TopicSpec) -> SendError {
     let error = if message.size() > most {
         too_large(message.size(), most)
     } else {
-        Error::new(Code::PublishFailed, format!("the topic has {} shards, and the message is for another", topic.shards)).with_retryable(false)
+        Error::new(Code::PublishFailed, format!("the topic has {} shards, and the message is for another", topic.shards))
+            .with_retryable(false)
     };
     SendError { retryable: false, error, ambiguous: false }
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::id::EntryId;
+use super::keys;
 use super::link::{int, items, strange};
 use super::script::{DISOWN, OWN};
 use super::state::{Lane, Phase};
 use super::subscription::Shared;
-use super::keys;
 use crate::error::{Code, Result};
 use crate::message::millis;
 use crate::provider::Signal;
@@ -128,7 +128,11 @@ impl Shared {
             }
             lane.leaving = true;
             let (key, owner, until) = (self.owner_key(lane), self.owner(lane), lane.owned_until);
-            if lost { state.lose_lane(at) } else { state.forget(at) }
+            if lost {
+                state.lose_lane(at)
+            } else {
+                state.forget(at)
+            }
             (key, owner, until)
         };
         self.arrived.notify_waiters();

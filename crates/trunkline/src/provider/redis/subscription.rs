@@ -206,17 +206,20 @@ impl Subscription for StreamSubscription {
         let was_alive = shared.state.lock().ended.is_none();
         shared.end(error::closed());
         let tasks = std::mem::take(&mut *self.tasks.lock());
-        if was_alive && !shared.core.work.is_closed() {
-            let leave = async {
-                // The last read may still bring something: it is given back with the rest.
-                shared.quiet(deadline).await;
-                shared.leave().await;
-            };
-            let _ = tokio::time::timeout_at(deadline.into(), leave).await;
+        let reachable = was_alive && !shared.core.work.is_closed();
+        if reachable {
+            // The last read may still bring something: it is given back with the rest.
+            let _ = tokio::time::timeout_at(deadline.into(), shared.quiet(deadline)).await;
         }
-        for task in tasks {
-            task.abort();
-            let _ = task.await;
+        // Both notice the end by themselves; what they are in the middle of must not meet what is given back.
+        for mut task in tasks {
+            if !reachable || tokio::time::timeout_at(deadline.into(), &mut task).await.is_err() {
+                task.abort();
+                let _ = task.await;
+            }
+        }
+        if reachable {
+            let _ = tokio::time::timeout_at(deadline.into(), shared.leave()).await;
         }
     }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{AsyncConnectionConfig, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, PushInfo, RedisConnectionInfo, Value};
 use redis::aio::{MultiplexedConnection, SendError};
+use redis::{AsyncConnectionConfig, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, PushInfo, RedisConnectionInfo, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::task::JoinHandle;
@@ -79,7 +79,9 @@ impl Hello {
                 (b"version", Value::BulkString(version)) => hello.version = String::from_utf8_lossy(&version).into_owned(),
                 (b"mode", Value::BulkString(mode)) if mode == b"cluster" => return Err(error::cluster()),
                 (b"mode", Value::BulkString(mode)) if mode == b"sentinel" => {
-                    return Err(error::connection("this is a Sentinel, not a Redis").reason("sentinel").next("give the address of the master"));
+                    return Err(error::connection("this is a Sentinel, not a Redis")
+                        .reason("sentinel")
+                        .next("give the address of the master"));
                 }
                 _ => {}
             }
@@ -195,14 +197,16 @@ impl Target {
                 let found = found.map_err(|e| error::connection(format!("'{host}' cannot be resolved: {e}")).detail("stage", "resolve"))?;
                 let found: Vec<_> = found.collect();
                 let socket = step("connect", TcpStream::connect(&*found)).await?;
-                let socket = socket.map_err(|e| error::connection(format!("nothing answers at {}: {e}", self.name())).detail("stage", "connect"))?;
+                let socket =
+                    socket.map_err(|e| error::connection(format!("nothing answers at {}: {e}", self.name())).detail("stage", "connect"))?;
                 // Small writes must not wait for the acknowledgement of the one before.
                 let _ = socket.set_nodelay(true);
                 Ok(Box::new(socket))
             }
             Place::Unix(path) => {
                 let socket = step("connect", UnixStream::connect(path)).await?;
-                let socket = socket.map_err(|e| error::connection(format!("nothing answers at {}: {e}", self.name())).detail("stage", "connect"))?;
+                let socket =
+                    socket.map_err(|e| error::connection(format!("nothing answers at {}: {e}", self.name())).detail("stage", "connect"))?;
                 Ok(Box::new(socket))
             }
         }
@@ -226,10 +230,8 @@ impl Target {
     pub(super) async fn log_in(&self, socket: Box<dyn Io>, pushes: Option<Pushes>) -> Result<Wire> {
         let logged_in = async {
             // The client's own response timeout of 500 ms would break blocking reads: every call here has a deadline of its own.
-            let mut config = AsyncConnectionConfig::new()
-                .set_response_timeout(None)
-                .set_connection_timeout(None)
-                .set_pipeline_buffer_size(QUEUE);
+            let mut config =
+                AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None).set_pipeline_buffer_size(QUEUE);
             let mut setup = RedisConnectionInfo::default().set_skip_set_lib_name();
             if let Some(pushes) = pushes {
                 setup = self.login.clone().set_skip_set_lib_name().set_protocol(ProtocolVersion::RESP3);
@@ -302,7 +304,8 @@ async fn step<T>(stage: &'static str, work: impl Future<Output = T>) -> Result<T
 /// Place, login, whether TLS is wanted, and whether any certificate will do.
 fn of_url(field: &str, url: &str) -> Result<(Place, RedisConnectionInfo, bool, bool)> {
     // The client's own text would quote the URL.
-    let wrong = || invalid(field, format!("`{field}` is not a URL of Redis: `redis://user:password@host:6379/0`, or `rediss://…` with TLS"));
+    let wrong =
+        || invalid(field, format!("`{field}` is not a URL of Redis: `redis://user:password@host:6379/0`, or `rediss://…` with TLS"));
     let secure = ["rediss://", "valkeys://"].iter().find_map(|scheme| url.strip_prefix(scheme));
     let plain = secure.map(|rest| format!("redis://{rest}"));
     let parsed = redis::parse_redis_url(plain.as_deref().unwrap_or(url)).ok_or_else(wrong)?;
@@ -380,7 +383,9 @@ mod tests {
         let ok = hello("7.0.15", "standalone").expect("new enough");
         assert_eq!((ok.id, ok.version.as_str()), (7, "7.0.15"));
         assert!(hello("8.2.1", "standalone").is_ok());
-        for (version, mode, reason) in [("6.2.9", "standalone", "version"), ("7.2.0", "cluster", "cluster"), ("7.2.0", "sentinel", "sentinel")] {
+        for (version, mode, reason) in
+            [("6.2.9", "standalone", "version"), ("7.2.0", "cluster", "cluster"), ("7.2.0", "sentinel", "sentinel")]
+        {
             assert_eq!(hello(version, mode).expect_err(reason).detail_str("reason"), Some(reason));
         }
     }
