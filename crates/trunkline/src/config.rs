@@ -152,6 +152,7 @@ pub fn compiled_in() -> Vec<ProviderKind> {
     let there = |kind: &ProviderKind| match kind {
         ProviderKind::Embedded => cfg!(feature = "embedded"),
         ProviderKind::Nats => cfg!(feature = "nats"),
+        ProviderKind::Redis => cfg!(feature = "redis"),
         _ => false,
     };
     ProviderKind::ALL.iter().copied().filter(there).collect()

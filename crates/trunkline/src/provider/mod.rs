@@ -38,7 +38,12 @@ pub mod nats {
 pub(crate) mod net;
 pub mod pubsub;
 pub mod rabbitmq;
+#[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(not(feature = "redis"))]
+pub mod redis {
+    pub mod config;
+}
 pub mod sqs;
 
 /// A topic as the provider sees it: its physical name and what is fixed about it.
@@ -361,6 +366,8 @@ pub async fn open(config: &crate::config::ProviderConfig, data: &std::path::Path
         ProviderConfig::Embedded(config) => Ok(Arc::new(embedded::Embedded::open_config(config, data)?)),
         #[cfg(feature = "nats")]
         ProviderConfig::Nats(config) => Ok(Arc::new(nats::Nats::open(config, nats::Options::default()).await?)),
+        #[cfg(feature = "redis")]
+        ProviderConfig::Redis(config) => Ok(Arc::new(redis::Redis::open(config).await?)),
         other => {
             other.kind().require_compiled_in()?;
             Err(Error::new(Code::CapabilityUnsupported, format!("{} cannot be opened by this version", other.kind().as_str())))

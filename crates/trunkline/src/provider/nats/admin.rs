@@ -193,7 +193,10 @@ fn stream_drift(info: &StreamInfo, rules: Rules, place: &Place) -> Vec<String> {
     let shards = shards_there(info, place);
     say(place.ordered && shards.is_some_and(|n| n != place.shards), format!("it has {} shards, not {}", shards.unwrap_or(0), place.shards));
     let retention = info.text("retention");
-    say(!matches!(retention, "" | "limits"), format!("its retention is '{retention}': messages are gone once settled, replay and new groups miss them"));
+    say(
+        !matches!(retention, "" | "limits"),
+        format!("its retention is '{retention}': messages are gone once settled, replay and new groups miss them"),
+    );
     say(retention == "workqueue", "its retention is 'workqueue': only one group can exist".into());
     let limits: Vec<String> = ["max_msgs", "max_bytes", "max_age", "max_msgs_per_subject"]
         .into_iter()
@@ -203,7 +206,10 @@ fn stream_drift(info: &StreamInfo, rules: Rules, place: &Place) -> Vec<String> {
     let limits = limits.join(", ");
     let drops = info.text("discard") != "new" && !limits.is_empty();
     say(drops, format!("discard=old with {limits}: messages that no group has settled are dropped at the limit"));
-    say(!drops && info.number("max_age") > 0, format!("max_age={}: messages older than that are dropped, settled or not", info.number("max_age")));
+    say(
+        !drops && info.number("max_age") > 0,
+        format!("max_age={}: messages older than that are dropped, settled or not", info.number("max_age")),
+    );
     say(info.text("storage") == "memory", "it lies in memory: messages do not survive the server".into());
     say(info.flag("no_ack"), "no_ack=true: publishes are not confirmed".into());
     say(info.flag("sealed"), "it is sealed: nothing can be published".into());
@@ -222,7 +228,9 @@ async fn ensure_owners(link: &Link, rules: Rules, ensured: &mut Ensured) -> Resu
     if !rules.create {
         return Err(Error::new(Code::TopicNotFound, format!("ordered topics need the stream '{OWNERS}', and `create` is false"))
             .detail("stream", OWNERS)
-            .next(format!("create the stream '{OWNERS}' with the subject '{OWNERS_SUBJECTS}' and max_msgs_per_subject=1, or set `create: true`")));
+            .next(format!(
+                "create the stream '{OWNERS}' with the subject '{OWNERS_SUBJECTS}' and max_msgs_per_subject=1, or set `create: true`"
+            )));
     }
     let config = json!({
         "name": OWNERS,
@@ -297,8 +305,10 @@ async fn ensure_consumer(link: &Link, rules: Rules, place: &Place, group: &Group
         return Ok(());
     }
     if !rules.create {
-        return Err(Error::new(Code::GroupNotFound, format!("no {doing}, and `create` is false"))
-            .next(format!("create the durable pull consumer '{name}' with explicit acks on '{}', or set `create: true`", place.subject(shard))));
+        return Err(Error::new(Code::GroupNotFound, format!("no {doing}, and `create` is false")).next(format!(
+            "create the durable pull consumer '{name}' with explicit acks on '{}', or set `create: true`",
+            place.subject(shard)
+        )));
     }
     match api::consumer_create(link, &place.stream, consumer_config(rules, place, &group.name, shard, &group.start)).await {
         Ok(_) => ensured.created.push(doing),
@@ -319,7 +329,10 @@ fn consumer_drift(info: &ConsumerInfo, rules: Rules, place: &Place, shard: u32) 
     };
     say(config.deliver_subject.is_some(), "it pushes: a group needs a pull consumer".into());
     say(config.ack_policy != "explicit", format!("its acks are '{}', not explicit: it cannot be consumed from", config.ack_policy));
-    say(config.ack_wait != nanos(rules.lease), format!("ack_wait is {} ms, not {} ms", config.ack_wait / 1_000_000, rules.lease.as_millis()));
+    say(
+        config.ack_wait != nanos(rules.lease),
+        format!("ack_wait is {} ms, not {} ms", config.ack_wait / 1_000_000, rules.lease.as_millis()),
+    );
     say(
         config.max_deliver > 0,
         format!("max_deliver={}: a message that is handed out more often is passed over and stays in the stream", config.max_deliver),

@@ -111,7 +111,8 @@ impl Member {
         loop {
             let asked = Instant::now();
             if beaten.is_some_and(|beaten| asked > beaten + lease) {
-                return Err(Error::new(Code::SubscribeFailed, "the lease of this member's shards ended before it could be renewed").reason("lease_lost"));
+                return Err(Error::new(Code::SubscribeFailed, "the lease of this member's shards ended before it could be renewed")
+                    .reason("lease_lost"));
             }
             let Seat { mut ledger, revision, above } = match self.read().await {
                 Ok(read) => read,
@@ -266,7 +267,8 @@ impl Member {
             let stream = api::stream_info(link, OWNERS).await.map_err(|e| e.into_error(doing))?;
             return Ok(Seat { ledger: Ledger::default(), revision: 0, above: stream.map_or(0, |stream| stream.state.last_seq) });
         };
-        let broken = || Error::new(Code::SubscribeFailed, format!("what lies at '{}' is no ledger of owners", self.subject)).with_retryable(false);
+        let broken =
+            || Error::new(Code::SubscribeFailed, format!("what lies at '{}' is no ledger of owners", self.subject)).with_retryable(false);
         let bytes = admin::payload(&found).ok_or_else(broken)?;
         let ledger = serde_json::from_slice(&bytes).map_err(|_| broken().next("purge that subject while no member of the group lives"))?;
         Ok(Seat { ledger, revision: found.seq, above: found.seq })
@@ -276,7 +278,8 @@ impl Member {
     async fn write(&self, ledger: &Ledger, revision: u64) -> Result<bool> {
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
-        let body = serde_json::to_vec(ledger).map_err(|e| Error::new(Code::SubscribeFailed, format!("the ledger cannot be written: {e}")))?;
+        let body =
+            serde_json::to_vec(ledger).map_err(|e| Error::new(Code::SubscribeFailed, format!("the ledger cannot be written: {e}")))?;
         let answer = self.live.link.request_with(&self.subject, Some(headers), body.into(), WITHIN).await;
         let answer = answer.map_err(|missed| missed.into_error("writing who owns which shard", &self.subject))?;
         #[derive(Deserialize)]

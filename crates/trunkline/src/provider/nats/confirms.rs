@@ -70,12 +70,8 @@ impl Confirms {
     pub(super) async fn start(client: &Client, dead: &CancellationToken) -> Result<Arc<Confirms>> {
         let inbox = client.new_inbox();
         let subscriber = client.subscribe(format!("{inbox}.*.*")).await.map_err(|_| error::dead("the connection was lost"))?;
-        let confirms = Arc::new(Confirms {
-            inbox,
-            next: AtomicU64::new(0),
-            waiting: Mutex::default(),
-            permits: Arc::new(Semaphore::new(MOST)),
-        });
+        let confirms =
+            Arc::new(Confirms { inbox, next: AtomicU64::new(0), waiting: Mutex::default(), permits: Arc::new(Semaphore::new(MOST)) });
         let reading = confirms.clone().read(subscriber);
         let dead = dead.clone();
         tokio::spawn(async move {

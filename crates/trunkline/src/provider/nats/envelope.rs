@@ -174,7 +174,8 @@ fn name_of(name: &str) -> HeaderName {
 }
 
 fn original(name: &str) -> Box<str> {
-    let decoded = name.strip_prefix(NAME).and_then(|text| URL_SAFE_NO_PAD.decode(text).ok()).and_then(|bytes| String::from_utf8(bytes).ok());
+    let decoded =
+        name.strip_prefix(NAME).and_then(|text| URL_SAFE_NO_PAD.decode(text).ok()).and_then(|bytes| String::from_utf8(bytes).ok());
     decoded.map_or_else(|| name.into(), Into::into)
 }
 

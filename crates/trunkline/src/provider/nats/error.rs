@@ -132,7 +132,9 @@ fn after_colon(source: &str) -> String {
 
 /// What rustls says, and what a handshake with something that speaks no TLS says.
 fn is_tls(lower: &str) -> bool {
-    ["certificate", "tls", "handshake", "invalidcontenttype", "corrupt message", "unknownissuer", "alert"].iter().any(|word| lower.contains(word))
+    ["certificate", "tls", "handshake", "invalidcontenttype", "corrupt message", "unknownissuer", "alert"]
+        .iter()
+        .any(|word| lower.contains(word))
 }
 
 /// TLS on one side only, or a certificate that does not fit.

@@ -357,7 +357,10 @@ impl Feed {
                     let pull = &self.pulls[at];
                     self.too_large = Some(TooLarge { given: pull.given, full: pull.full });
                 } else if lower.contains("push based") {
-                    return Consequence::Fatal(Error::new(Code::SubscribeFailed, format!("consumer '{}' pushes, a group needs one that is pulled from", self.consumer)));
+                    return Consequence::Fatal(Error::new(
+                        Code::SubscribeFailed,
+                        format!("consumer '{}' pushes, a group needs one that is pulled from", self.consumer),
+                    ));
                 } else if let Some(most) = lower.split("maxrequestbatch of ").nth(1).and_then(|rest| rest.trim().parse().ok()) {
                     self.most_batch = most;
                 } else if !lower.contains("batch completed") {
@@ -380,7 +383,13 @@ impl Feed {
 pub(super) fn mark(reply: &str) -> Option<Mark> {
     let rest = reply.strip_prefix("$JS.ACK.")?;
     let tokens = rest.split('.').count();
-    let skip = if tokens == 7 { 2 } else if tokens >= 9 { 4 } else { return None };
+    let skip = if tokens == 7 {
+        2
+    } else if tokens >= 9 {
+        4
+    } else {
+        return None;
+    };
     let mut numbers = rest.split('.').skip(skip).map(|text| text.parse::<u64>().ok());
     let mut next = || numbers.next().flatten();
     let (count, stream_seq, consumer_seq, nanos) = (next()?, next()?, next()?, next()?);

@@ -49,7 +49,9 @@ pub(super) async fn extend(live: &Arc<Live>, tokens: &[Token]) -> Vec<bool> {
     renew(live, tokens).await;
     let state = live.state.lock();
     // Kept: its lease ends later than any that started before this call.
-    let kept = |token: &Token| state.held.get(*token).is_some_and(|held| held.out && held.until >= since + live.lease && state.is_sure(held.feed, since));
+    let kept = |token: &Token| {
+        state.held.get(*token).is_some_and(|held| held.out && held.until >= since + live.lease && state.is_sure(held.feed, since))
+    };
     tokens.iter().map(kept).collect()
 }
 

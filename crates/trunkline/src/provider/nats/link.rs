@@ -78,7 +78,9 @@ pub(super) enum Missed {
 impl Missed {
     pub(super) fn into_error(self, doing: &str, subject: &str) -> Error {
         match self {
-            Missed::NoResponders => Error::new(Code::ConnectionFailed, format!("{doing}: nobody answers on '{subject}'")).reason("no_responders"),
+            Missed::NoResponders => {
+                Error::new(Code::ConnectionFailed, format!("{doing}: nobody answers on '{subject}'")).reason("no_responders")
+            }
             Missed::Denied => error::denied(subject),
             Missed::Dead => error::dead(&format!("{doing}: the connection was lost")),
             Missed::Late => error::late(doing),

@@ -153,7 +153,8 @@ impl Nats {
 
 /// What JetStream takes as the name of a stream.
 fn check_stream(name: &str) -> Result<()> {
-    let valid = !name.is_empty() && name.len() <= 255 && !name.contains(|c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c));
+    let valid =
+        !name.is_empty() && name.len() <= 255 && !name.contains(|c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c));
     let rule = "`stream` is no name JetStream takes: no '.', '*', '>', '/', '\\' or white space, at most 255 bytes";
     if valid { Ok(()) } else { Err(Error::new(Code::ConfigInvalid, rule).field("stream")) }
 }
@@ -182,9 +183,12 @@ impl Shared {
         }
         let most = u32::try_from(self.config.max_reconnect_attempts).ok();
         if line.ever && most.is_some_and(|most| line.failures >= most) {
-            return Err(Error::new(Code::Closed, format!("the connection was lost, and {} attempts to open it again failed", line.failures))
-                .reason("reconnects_exhausted")
-                .next("raise `maxReconnectAttempts`, or leave it out, and start again"));
+            return Err(Error::new(
+                Code::Closed,
+                format!("the connection was lost, and {} attempts to open it again failed", line.failures),
+            )
+            .reason("reconnects_exhausted")
+            .next("raise `maxReconnectAttempts`, or leave it out, and start again"));
         }
         if let Some(not_before) = line.not_before {
             tokio::time::sleep_until(not_before.into()).await;
@@ -241,7 +245,10 @@ impl Shared {
         let (what, next) = if self.is_core() {
             ("core NATS keeps no order", "leave `mode: core` out, or make the topic with `ordering: none`")
         } else {
-            ("this server has no pinned clients, which came with 2.11", "upgrade the server to 2.11 or later, or make the topic with `ordering: none`")
+            (
+                "this server has no pinned clients, which came with 2.11",
+                "upgrade the server to 2.11 or later, or make the topic with `ordering: none`",
+            )
         };
         Err(Error::new(Code::CapabilityUnsupported, format!("order per key: {what}")).next(next))
     }

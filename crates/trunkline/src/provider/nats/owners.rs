@@ -79,11 +79,8 @@ impl Ledger {
     fn targets(&self) -> Vec<String> {
         let live = |name: &String| self.members.contains_key(name);
         // What is promised counts for whom it is promised to.
-        let held: Vec<Option<&String>> = self
-            .shards
-            .iter()
-            .map(|shard| [&shard.wish, &shard.owner].into_iter().find(|name| live(name)))
-            .collect();
+        let held: Vec<Option<&String>> =
+            self.shards.iter().map(|shard| [&shard.wish, &shard.owner].into_iter().find(|name| live(name))).collect();
         let mut members: Vec<(usize, &String)> =
             self.members.keys().map(|name| (held.iter().filter(|holder| **holder == Some(name)).count(), name)).collect();
         if members.is_empty() {

@@ -126,7 +126,9 @@ async fn greeting(server: &Server) -> Result<Greeting> {
     let mut line = String::new();
     let mut stream = BufReader::new(stream);
     let read = stream.read_line(&mut line);
-    let read = tokio::time::timeout(api::WITHIN, read).await.map_err(|_| wrong("says nothing: it is stopped, or not a NATS server").reason("timeout"))?;
+    let read = tokio::time::timeout(api::WITHIN, read)
+        .await
+        .map_err(|_| wrong("says nothing: it is stopped, or not a NATS server").reason("timeout"))?;
     read.map_err(|e| wrong(&format!("closed the connection: {e}")))?;
     let info = line.strip_prefix("INFO ").and_then(|json| serde_json::from_str(json.trim()).ok());
     info.ok_or_else(|| wrong("answers, but is not a NATS server").reason("not_nats"))

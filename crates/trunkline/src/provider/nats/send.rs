@@ -118,7 +118,13 @@ pub(super) fn fits(message: &Outgoing, header_bytes: usize, most: usize, max_pay
 }
 
 /// Publishes to core NATS. The server has the messages when it answers what was sent after them.
-pub(super) async fn send_core(link: &Link, place: &Place, numbers: &std::sync::atomic::AtomicU64, most: usize, batch: &[Outgoing]) -> Vec<Answer> {
+pub(super) async fn send_core(
+    link: &Link,
+    place: &Place,
+    numbers: &std::sync::atomic::AtomicU64,
+    most: usize,
+    batch: &[Outgoing],
+) -> Vec<Answer> {
     let mut denials = link.denials();
     let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
     let subject = place.subject(0);

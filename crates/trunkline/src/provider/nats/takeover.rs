@@ -72,7 +72,13 @@ async fn sync(live: &Arc<Live>, at: usize, round: u64) -> Result<()> {
     if target.ordered {
         let unpinned = api::consumer_unpin(&live.link, &target.stream, &target.consumer, PIN_GROUP).await;
         // A consumer that somebody made without pins has none to take.
-        unpinned.or_else(|refused| if matches!(&refused, api::Refused::Api(error) if error.code < 500 && error.err_code != error::CONSUMER_NOT_FOUND) { Ok(()) } else { Err(refused.into_error("taking the pin")) })?;
+        unpinned.or_else(|refused| {
+            if matches!(&refused, api::Refused::Api(error) if error.code < 500 && error.err_code != error::CONSUMER_NOT_FOUND) {
+                Ok(())
+            } else {
+                Err(refused.into_error("taking the pin"))
+            }
+        })?;
     }
     let mut info = look(live, &target).await?;
     let mut barrier = None;

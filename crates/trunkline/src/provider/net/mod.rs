@@ -3,3 +3,5 @@
 pub(crate) mod pem;
 pub(crate) mod reach;
 pub(crate) mod slab;
+#[cfg(feature = "redis")]
+pub(crate) mod tls;
