@@ -39,7 +39,7 @@ pub(crate) struct Inner {
     pub(crate) end: CancellationToken,
     pub(crate) delayed: Arc<Notify>,
     /// What the consumers of a group share, while there are any.
-    groups: Mutex<HashMap<(Address, Arc<str>), std::sync::Weak<GroupShare>>>,
+    groups: Mutex<Shares>,
     /// What all consumers have in hand.
     pub(crate) hand: Arc<Hand>,
     pub(crate) engines: Mutex<Vec<std::sync::Weak<Engine>>>,
@@ -53,6 +53,9 @@ pub(crate) struct Inner {
 
 /// Puts something between the core and each provider (for tests).
 pub(crate) type Wrap = Arc<dyn Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send + Sync>;
+
+/// By topic and group.
+type Shares = HashMap<(Address, Arc<str>), std::sync::Weak<GroupShare>>;
 
 /// Topics of one server and config share a connection.
 type ProviderKey = (ProviderKind, String);

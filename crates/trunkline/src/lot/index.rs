@@ -66,7 +66,7 @@ impl TopicLot {
             lease_end: None,
         };
         let entry = entry(&delivery, &self.address, &self.group, LotState::Dead);
-        Some(LotRecord::Dead(LotEntry { reason, died_at: Some(died_at), due_at: died_at, ..entry }))
+        Some(LotRecord::Dead(Box::new(LotEntry { reason, died_at: Some(died_at), due_at: died_at, ..entry })))
     }
 
     /// Says that these letters are no longer ones; to be called before they leave the index.

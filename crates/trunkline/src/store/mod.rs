@@ -202,7 +202,7 @@ pub enum LotSettle {
 #[derive(Debug, Clone, PartialEq)]
 pub enum LotRecord {
     /// It died, or the letter was edited.
-    Dead(LotEntry),
+    Dead(Box<LotEntry>),
     /// The letter of this death is no longer one: it was handed over again or discarded.
     Gone {
         /// The message.
