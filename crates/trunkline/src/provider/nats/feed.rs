@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use async_nats::{Message, StatusCode, Subject};
+use tokio_util::sync::CancellationToken;
 
 use crate::delivery::Token;
 use crate::error::{Code, Error};
@@ -141,6 +142,9 @@ pub(super) struct Feed {
     pub(super) heard: Instant,
     /// Raised whenever what was pulled before is void.
     pub(super) round: u64,
+    /// Where the answers of this round come, and what ends listening there.
+    pub(super) inbox: String,
+    pub(super) listening: CancellationToken,
     pulls: Vec<Pull>,
     pulled: u64,
     pin: Option<String>,
@@ -171,6 +175,8 @@ impl Feed {
             barrier: None,
             heard: Instant::now(),
             round: 0,
+            inbox: String::new(),
+            listening: CancellationToken::new(),
             pulls: Vec::new(),
             pulled: 0,
             pin: None,
@@ -251,6 +257,7 @@ impl Feed {
         self.pulls.clear();
         self.rest_until = None;
         self.round += 1;
+        self.listening.cancel();
     }
 
     /// Drops what is buffered, for others (or for a later round) to get; what the core has stays, unless `all`.
@@ -272,15 +279,17 @@ impl Feed {
         self.pin = None;
     }
 
-    /// Takes what came to request `number`.
-    pub(super) fn take(&mut self, index: usize, number: u64, mut message: Message, slab: &mut Slab<Held>, lease: Duration) -> Consequence {
-        let Some(at) = self.pulls.iter().position(|pull| pull.number == number) else { return Consequence::None };
+    /// Takes what came. The server fills the requests that are open by turns, and a message does not say which one it is
+    /// of; what it says about a request comes to that request's own address.
+    pub(super) fn take(&mut self, index: usize, mut message: Message, slab: &mut Slab<Held>, lease: Duration) -> Consequence {
         self.heard = Instant::now();
         if message.status.is_some() {
-            return self.status(at, &message);
+            let number = message.subject.rsplit_once('.').and_then(|(_, number)| number.parse().ok());
+            let at = self.pulls.iter().position(|pull| Some(pull.number) == number);
+            return at.map_or(Consequence::None, |at| self.status(at, &message));
         }
         let Some(mark) = message.reply.as_deref().and_then(mark) else { return Consequence::None };
-        self.count(at, message.length);
+        self.count(message.length);
         if self.phase != Phase::Live {
             return Consequence::None;
         }
@@ -290,10 +299,13 @@ impl Feed {
             {
                 self.pin = Some(pin.as_str().to_owned());
             }
-            if mark.consumer_seq != self.expect {
-                return Consequence::Resync;
+            match mark.consumer_seq.cmp(&self.expect) {
+                std::cmp::Ordering::Equal => self.expect += 1,
+                // Handed out before the sync, which has called it back.
+                std::cmp::Ordering::Less => return Consequence::None,
+                // What lies between was handed to somebody else.
+                std::cmp::Ordering::Greater => return Consequence::Resync,
             }
-            self.expect += 1;
         }
         let until = Instant::now() + lease;
         let Some(ack) = message.reply.take() else { return Consequence::None };
@@ -330,20 +342,35 @@ impl Feed {
         Some(ready)
     }
 
-    fn count(&mut self, at: usize, bytes: usize) {
-        let pull = &mut self.pulls[at];
+    fn count(&mut self, bytes: usize) {
+        let Some(pull) = self.pulls.first_mut() else { return };
         pull.given = true;
         pull.left = pull.left.saturating_sub(1);
         pull.bytes = pull.bytes.saturating_sub(bytes);
         if pull.left == 0 {
-            self.pulls.remove(at);
+            self.pulls.remove(0);
         }
+    }
+
+    /// A request is over with `left` of it open; what was counted for it beyond that was another's.
+    fn over(&mut self, at: usize, left: Option<usize>) -> Pull {
+        let pull = self.pulls.remove(at);
+        let total: usize = pull.left + self.pulls.iter().map(|pull| pull.left).sum::<usize>();
+        if let (Some(left), Some(other)) = (left, self.pulls.first_mut()) {
+            other.left = total.saturating_sub(left);
+            if other.left == 0 {
+                self.pulls.remove(0);
+            }
+        }
+        pull
     }
 
     /// The server says something about request `at`, in most cases that it is over.
     fn status(&mut self, at: usize, message: &Message) -> Consequence {
         let said = message.description.as_deref().unwrap_or_default();
         let lower = said.to_lowercase();
+        let left = message.headers.as_ref().and_then(|headers| headers.get("Nats-Pending-Messages"));
+        let left = left.and_then(|left| left.as_str().parse::<usize>().ok());
         match message.status {
             Some(StatusCode::IDLE_HEARTBEAT) => return Consequence::None,
             Some(StatusCode::PIN_ID_MISMATCH) => self.pin = None,
@@ -354,13 +381,12 @@ impl Feed {
                     return Consequence::Gone;
                 }
                 if lower.contains("maxbytes") && !lower.contains("exceeded") {
-                    let pull = &self.pulls[at];
+                    let pull = self.over(at, left);
                     self.too_large = Some(TooLarge { given: pull.given, full: pull.full });
-                } else if lower.contains("push based") {
-                    return Consequence::Fatal(Error::new(
-                        Code::SubscribeFailed,
-                        format!("consumer '{}' pushes, a group needs one that is pulled from", self.consumer),
-                    ));
+                    return Consequence::None;
+                }
+                if lower.contains("push based") {
+                    return Consequence::Fatal(Error::new(Code::SubscribeFailed, format!("consumer '{}' pushes, a group needs one that is pulled from", self.consumer)));
                 } else if let Some(most) = lower.split("maxrequestbatch of ").nth(1).and_then(|rest| rest.trim().parse().ok()) {
                     self.most_batch = most;
                 } else if !lower.contains("batch completed") {
@@ -373,7 +399,7 @@ impl Feed {
                 return Consequence::Fatal(Error::new(Code::SubscribeFailed, format!("the server answered {code} {said}")));
             }
         }
-        self.pulls.remove(at);
+        self.over(at, left);
         Consequence::None
     }
 }
@@ -383,13 +409,7 @@ impl Feed {
 pub(super) fn mark(reply: &str) -> Option<Mark> {
     let rest = reply.strip_prefix("$JS.ACK.")?;
     let tokens = rest.split('.').count();
-    let skip = if tokens == 7 {
-        2
-    } else if tokens >= 9 {
-        4
-    } else {
-        return None;
-    };
+    let skip = if tokens == 7 { 2 } else if tokens >= 9 { 4 } else { return None };
     let mut numbers = rest.split('.').skip(skip).map(|text| text.parse::<u64>().ok());
     let mut next = || numbers.next().flatten();
     let (count, stream_seq, consumer_seq, nanos) = (next()?, next()?, next()?, next()?);
@@ -414,8 +434,8 @@ mod tests {
         }
     }
 
-    fn status(code: StatusCode, said: &str) -> Message {
-        Message { status: Some(code), description: Some(said.into()), reply: None, ..message(0, 0, 0) }
+    fn status(number: u64, code: StatusCode, said: &str) -> Message {
+        Message { subject: format!("_INBOX.x.{number}").into(), status: Some(code), description: Some(said.into()), reply: None, ..message(0, 0, 0) }
     }
 
     fn plain() -> (Feed, Slab<Held>) {
@@ -438,16 +458,16 @@ mod tests {
         assert_eq!(feed.ask(now, 10, 1000), Some(Ask { number: 1, batch: 10, bytes: Some(1000), pin: None }));
         assert_eq!(feed.ask(now, 10, 1000), None, "all the room was asked for");
         for seq in 1..=5 {
-            feed.take(0, 1, message(seq, seq, 20), &mut slab, LEASE);
+            feed.take(0, message(seq, seq, 20), &mut slab, LEASE);
         }
         assert_eq!(feed.ask(now, 10, 1000), None, "what came takes the room that was asked for");
         for _ in 0..5 {
             feed.pop();
         }
         assert_eq!(feed.ask(now, 10, 1000), Some(Ask { number: 2, batch: 5, bytes: Some(100), pin: None }), "half is free again");
-        feed.take(0, 1, status(StatusCode::TIMEOUT, "Request Timeout"), &mut slab, LEASE);
+        feed.take(0, status(1, StatusCode::TIMEOUT, "Request Timeout"), &mut slab, LEASE);
         assert!(feed.ask(now, 10, 1000).is_some());
-        feed.take(0, 99, message(9, 9, 20), &mut slab, LEASE);
+        feed.take(0, status(99, StatusCode::TIMEOUT, "Request Timeout"), &mut slab, LEASE);
         assert_eq!(slab.len(), 5, "an answer to nothing is nothing");
     }
 
@@ -455,16 +475,16 @@ mod tests {
     fn a_message_larger_than_the_room_comes_alone() {
         let (mut feed, mut slab) = plain();
         let now = Instant::now();
-        let too_large = || status(StatusCode::REQUEST_TERMINATED, "Message Size Exceeds MaxBytes");
+        let too_large = |number| status(number, StatusCode::REQUEST_TERMINATED, "Message Size Exceeds MaxBytes");
         feed.ask(now, 10, 1000);
-        feed.take(0, 1, message(1, 1, 900), &mut slab, LEASE);
-        feed.take(0, 1, too_large(), &mut slab, LEASE);
+        feed.take(0, message(1, 1, 900), &mut slab, LEASE);
+        feed.take(0, too_large(1), &mut slab, LEASE);
         assert_eq!(feed.ask(now, 10, 1000), None, "it does not fit beside what is buffered");
         feed.pop();
         assert_eq!(feed.ask(now, 10, 1000), Some(Ask { number: 2, batch: 10, bytes: Some(1000), pin: None }));
-        feed.take(0, 2, too_large(), &mut slab, LEASE);
+        feed.take(0, too_large(2), &mut slab, LEASE);
         assert_eq!(feed.ask(now, 10, 1000), Some(Ask { number: 3, batch: 1, bytes: None, pin: None }), "alone, whatever its size");
-        feed.take(0, 3, message(2, 2, 5000), &mut slab, LEASE);
+        feed.take(0, message(2, 2, 5000), &mut slab, LEASE);
         assert_eq!(feed.ask(now, 10, 1000), None, "passed by one message, and no more");
         feed.pop();
         assert_eq!(feed.ask(now, 10, 1000).map(|ask| ask.bytes), Some(Some(1000)));
@@ -485,7 +505,7 @@ mod tests {
         ] {
             let (mut feed, mut slab) = plain();
             feed.ask(now, 10, 1000);
-            let consequence = feed.take(0, 1, status(code, said), &mut slab, LEASE);
+            let consequence = feed.take(0, status(1, code, said), &mut slab, LEASE);
             assert_eq!(matches!(consequence, Consequence::Fatal(_)), fatal, "{said}");
             assert_eq!(matches!(consequence, Consequence::Gone), gone, "{said}");
             let asked = feed.ask(Instant::now(), 10, 1000);
@@ -507,19 +527,39 @@ mod tests {
         feed.barrier = Some(Barrier { upto: 3, left: 3, since: now });
         feed.ask(now, 10, 1000);
         for (seq, consumer_seq) in [(2, 7), (3, 8), (1, 9), (4, 10)] {
-            assert!(matches!(feed.take(0, 1, message(seq, consumer_seq, 10), &mut slab, LEASE), Consequence::None));
+            assert!(matches!(feed.take(0, message(seq, consumer_seq, 10), &mut slab, LEASE), Consequence::None));
             assert_eq!(feed.is_open(), seq == 1 || seq == 4);
         }
         assert_eq!(feed.buffer.iter().map(|ready| ready.mark.stream_seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
-        assert!(matches!(feed.take(0, 1, message(6, 12, 10), &mut slab, LEASE), Consequence::Resync), "11 went to somebody else");
+        assert!(matches!(feed.take(0, message(6, 12, 10), &mut slab, LEASE), Consequence::Resync), "11 went to somebody else");
+    }
+
+    #[test]
+    fn two_requests_are_filled_by_turns() {
+        let (mut feed, mut slab) = plain();
+        let now = Instant::now();
+        feed.ask(now, 10, 1000);
+        for seq in 1..=6 {
+            feed.take(0, message(seq, seq, 1), &mut slab, LEASE);
+            feed.pop();
+        }
+        assert_eq!(feed.ask(now, 10, 1000).map(|ask| (ask.number, ask.batch)), Some((2, 6)));
+        // Of the ten that are open, the first request had four: one of them comes, and three of the second.
+        for seq in 7..=10 {
+            feed.take(0, message(seq, seq, 1), &mut slab, LEASE);
+        }
+        let mut over = status(2, StatusCode::TIMEOUT, "Request Timeout");
+        over.headers = Some(async_nats::HeaderMap::from_iter([("Nats-Pending-Messages".parse().expect("a name"), 3.into())]));
+        feed.take(0, over, &mut slab, LEASE);
+        assert_eq!(feed.pulls.iter().map(|pull| pull.left).sum::<usize>(), 3, "six were open, three of them of the second");
     }
 
     #[test]
     fn what_is_held_and_comes_again_is_the_same() {
         let (mut feed, mut slab) = plain();
         feed.ask(Instant::now(), 10, 1000);
-        feed.take(0, 1, message(1, 1, 10), &mut slab, LEASE);
-        feed.take(0, 1, message(1, 2, 10), &mut slab, LEASE);
+        feed.take(0, message(1, 1, 10), &mut slab, LEASE);
+        feed.take(0, message(1, 2, 10), &mut slab, LEASE);
         assert_eq!((slab.len(), feed.buffer.len()), (1, 1));
         assert!(slab.iter().all(|(_, held)| held.ack.contains(".1.2.")), "it is acked as it was handed out last");
     }

@@ -50,7 +50,7 @@ fn plan(live: &Live) -> (Vec<Request>, Option<Instant>) {
     for at in dirty {
         let feed = &mut state.feeds[at];
         while let Some(ask) = feed.ask(now, count, bytes) {
-            let reply = format!("{}.{at}.{}", live.inbox, ask.number);
+            let reply = format!("{}.{}", feed.inbox, ask.number);
             requests.push((feed.next.clone(), reply.into(), body(&ask, feed.ordered)));
         }
         if let Some(until) = feed.rests_until() {

@@ -4,67 +4,75 @@ use std::sync::Arc;
 
 use async_nats::{Message, Subscriber};
 use futures_util::{FutureExt as _, StreamExt as _};
+use tokio_util::sync::CancellationToken;
 
 use super::error;
 use super::feed::{Consequence, Phase};
-use super::subscription::Live;
+use super::subscription::{Live, State};
 use super::takeover;
+use crate::error::Result;
 
-/// Reads until the subscription ends; says so when the connection is dead.
-pub(super) async fn read(live: Arc<Live>, mut from: Subscriber) {
+/// Listens for a new round of a feed, before anything is asked for in it.
+pub(super) async fn listen(live: &Arc<Live>, at: usize) -> Result<()> {
+    let inbox = live.link.client.new_inbox();
+    let subscribed = live.link.client.subscribe(format!("{inbox}.*")).await;
+    let from = subscribed.map_err(|_| error::dead("the connection was lost"))?;
+    let (round, end) = {
+        let mut state = live.state.lock();
+        let feed = &mut state.feeds[at];
+        feed.inbox = inbox;
+        feed.listening = CancellationToken::new();
+        (feed.round, feed.listening.clone())
+    };
+    live.readers.spawn(read(live.clone(), at, round, end, from));
+    Ok(())
+}
+
+/// Reads until the round or the subscription ends; says so when the connection is dead.
+async fn read(live: Arc<Live>, at: usize, round: u64, over: CancellationToken, mut from: Subscriber) {
     loop {
         tokio::select! {
             message = from.next() => match message {
-                Some(message) => take(&live, message, &mut from),
-                None => break live.die(error::dead("the connection was lost")),
+                Some(message) => take(&live, at, round, message, &mut from),
+                None => return live.die(error::dead("the connection was lost")),
             },
-            () = live.link.died() => break live.die(error::dead("the connection was lost")),
-            () = live.hush.cancelled() => break hush(&live, &mut from).await,
-            () = live.end.cancelled() => break,
+            () = live.link.died() => return live.die(error::dead("the connection was lost")),
+            () = over.cancelled() => return,
+            () = live.hush.cancelled() => break,
+            () = live.end.cancelled() => return,
         }
     }
-    live.hushed.cancel();
-}
-
-/// Takes what has come, so that it can be given back.
-async fn hush(live: &Arc<Live>, from: &mut Subscriber) {
+    // What has come is taken, so that it can be given back.
     if from.unsubscribe().await.is_ok() {
         while let Some(message) = from.next().await {
-            take(live, message, from);
+            take(&live, at, round, message, &mut from);
         }
     }
 }
 
 /// Takes a message, and all that came with it.
-fn take(live: &Arc<Live>, first: Message, from: &mut Subscriber) {
-    let mut consequences = Vec::new();
+fn take(live: &Arc<Live>, at: usize, round: u64, first: Message, from: &mut Subscriber) {
+    let mut consequence = Consequence::None;
     {
         let mut state = live.state.lock();
-        let state = &mut *state;
+        let State { feeds, held, dirty, .. } = &mut *state;
+        let feed = &mut feeds[at];
+        if feed.round != round {
+            return;
+        }
         let mut next = Some(first);
         while let Some(message) = next {
-            let place = message.subject.get(live.inbox.len() + 1..).and_then(|rest| rest.split_once('.'));
-            let place = place.and_then(|(feed, number)| Some((feed.parse::<usize>().ok()?, number.parse::<u64>().ok()?)));
-            if let Some((at, number)) = place
-                && let Some(feed) = state.feeds.get_mut(at)
-            {
-                let consequence = feed.take(at, number, message, &mut state.held, live.lease);
-                // Many in a row are of one feed.
-                if state.dirty.last() != Some(&at) {
-                    state.dirty.push(at);
-                }
-                if !matches!(consequence, Consequence::None) {
-                    consequences.push((at, consequence));
-                }
+            consequence = feed.take(at, message, held, live.lease);
+            if !matches!(consequence, Consequence::None) {
+                break;
             }
             next = from.next().now_or_never().flatten();
         }
+        dirty.push(at);
     }
     live.some.notify_waiters();
     live.room.notify_one();
-    for (at, consequence) in consequences {
-        follow(live, at, consequence);
-    }
+    follow(live, at, consequence);
 }
 
 /// Does what follows from a message.

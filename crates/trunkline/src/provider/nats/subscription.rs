@@ -14,7 +14,7 @@ use super::assign::Assign;
 use super::envelope;
 use super::error;
 use super::feed::{Feed, Held, Phase, Ready};
-use super::link::Link;
+use super::link::{CHANNEL, Link};
 use super::place::Place;
 use super::{Shared, admin, api, assign, keeper, pull, reader, settle};
 use crate::delivery::{Deliveries, Delivery, Settle, Settled, Token};
@@ -31,7 +31,6 @@ pub(super) struct Live {
     pub(super) group: Arc<str>,
     /// Names this member in the ledgers.
     pub(super) member: String,
-    pub(super) inbox: String,
     pub(super) lease: Duration,
     prefetch: Prefetch,
     pub(super) state: Mutex<State>,
@@ -42,10 +41,9 @@ pub(super) struct Live {
     /// Of each ordered route.
     pub(super) assigns: Vec<Option<Arc<Assign>>>,
     pub(super) end: CancellationToken,
-    /// The reader is to take what is there, and end.
+    /// The readers are to take what is there, and end.
     pub(super) hush: CancellationToken,
-    /// It has.
-    pub(super) hushed: CancellationToken,
+    pub(super) readers: TaskTracker,
     pub(super) tasks: TaskTracker,
 }
 
@@ -91,7 +89,7 @@ impl Live {
     /// The room of one feed: all that pull share it.
     pub(super) fn share(&self, state: &State) -> (usize, usize) {
         let pulling = state.feeds.iter().filter(|feed| feed.phase != Phase::Idle).count().max(1);
-        ((self.prefetch.count / pulling).max(1), (self.prefetch.bytes / pulling).max(1))
+        ((self.prefetch.count / pulling).clamp(1, CHANNEL / 4), (self.prefetch.bytes / pulling).max(1))
     }
 
     /// Runs with the subscription, and ends with it.
@@ -185,9 +183,6 @@ pub(super) async fn subscribe(
             feeds.push(feed);
         }
     }
-    let inbox = link.client.new_inbox();
-    let lost = || error::dead("the connection was lost");
-    let subscriber = link.client.subscribe(format!("{inbox}.*.*")).await.map_err(|_| lost())?;
     let live = Arc::new(Live {
         member: shared.join(&options.member),
         assigns: places.iter().map(|place| place.ordered.then(Arc::default)).collect(),
@@ -209,14 +204,16 @@ pub(super) async fn subscribe(
         room: Notify::new(),
         end: shared.closed.child_token(),
         hush: CancellationToken::new(),
-        hushed: CancellationToken::new(),
+        readers: TaskTracker::new(),
         tasks: TaskTracker::new(),
         places,
-        inbox,
         link,
     });
     let subscription = Arc::new(NatsSubscription { live: live.clone() });
-    live.tasks.spawn(reader::read(live.clone(), subscriber));
+    let plain: Vec<usize> = (0..).zip(&live.state.lock().feeds).filter(|(_, feed)| !feed.ordered).map(|(at, _)| at).collect();
+    for at in plain {
+        reader::listen(&live, at).await?;
+    }
     live.spawn(pull::pull(live.clone()));
     live.spawn(keeper::keep(live.clone()));
     for route in 0..live.places.len() {
@@ -333,7 +330,8 @@ impl Subscription for NatsSubscription {
         // Nothing more is handed out or asked for; what is in hand goes back.
         live.die(error::closed());
         live.hush.cancel();
-        let _ = tokio::time::timeout_at(deadline.into(), live.hushed.cancelled()).await;
+        live.readers.close();
+        let _ = tokio::time::timeout_at(deadline.into(), live.readers.wait()).await;
         let _ = tokio::time::timeout_at(deadline.into(), settle::give_back(live)).await;
         for assign in live.assigns.iter().flatten() {
             let _ = tokio::time::timeout_at(deadline.into(), assign.leave()).await;

@@ -14,6 +14,7 @@ use super::error;
 use super::feed::{Barrier, Phase};
 use super::link::Missed;
 use super::place::PIN_GROUP;
+use super::reader::listen;
 use super::subscription::Live;
 use super::{admin, error as errors};
 use crate::error::{Error, Result};
@@ -89,6 +90,7 @@ async fn sync(live: &Arc<Live>, at: usize, round: u64) -> Result<()> {
         let left = info.num_ack_pending.saturating_sub(target.out.len() as u64);
         barrier = (left > 0).then(|| Barrier { upto: info.delivered.stream_seq, left, since: Instant::now() });
     }
+    listen(live, at).await?;
     let mut state = live.state.lock();
     let feed = &mut state.feeds[at];
     if feed.phase == Phase::Syncing && feed.round == round {
