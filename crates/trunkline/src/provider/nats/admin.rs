@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::api::{self, ConsumerInfo, Refused, StreamInfo};
 use super::error;
 use super::link::Link;
+use super::read;
 use super::place::{OWNERS, OWNERS_SUBJECTS, PIN_GROUP, Place, covers};
 use crate::capability::Durability;
 use crate::error::{Code, Error, Result};
@@ -277,6 +278,12 @@ fn consumer_config(rules: Rules, place: &Place, group: &str, shard: u32, start: 
         config["priority_policy"] = "pinned_client".into();
         config["priority_timeout"] = nanos(rules.lease).into();
     }
+    start_at(&mut config, start);
+    config
+}
+
+/// Where a consumer starts.
+pub(super) fn start_at(config: &mut Value, start: &Start) {
     match start {
         Start::Earliest => config["deliver_policy"] = "all".into(),
         Start::Latest => config["deliver_policy"] = "new".into(),
@@ -289,7 +296,6 @@ fn consumer_config(rules: Rules, place: &Place, group: &str, shard: u32, start: 
             config["opt_start_seq"] = (*offset).max(1).into();
         }
     }
-    config
 }
 
 async fn ensure_consumer(link: &Link, rules: Rules, place: &Place, group: &GroupSpec, shard: u32, ensured: &mut Ensured) -> Result<()> {
@@ -352,17 +358,22 @@ fn consumer_drift(info: &ConsumerInfo, rules: Rules, place: &Place, shard: u32) 
     drift
 }
 
-/// Counts what waits for a group.
-pub(super) async fn depth(link: &Link, place: &Place, group: &str) -> Result<Depth> {
-    let mut depth = Depth { exact: true, ..Depth::default() };
+/// Counts what waits for a group: exactly where a consumer may be made to count with.
+pub(super) async fn depth(link: &Link, rules: Rules, place: &Place, group: &str) -> Result<Depth> {
+    let mut depth = Depth { exact: rules.create, ..Depth::default() };
     for shard in 0..place.shards {
         let name = place.consumer(group, shard);
         let doing = format!("consumer '{name}'");
         let info = api::consumer_info(link, &place.stream, &name).await.map_err(|e| e.into_error(&doing))?;
         let Some(info) = info else { return Err(no_group(group)) };
-        depth.ready += info.num_pending;
+        let ready = if rules.create {
+            read::count(link, place, shard, info.delivered.stream_seq + 1).await.map_err(|e| e.into_error(&doing))?
+        } else {
+            info.num_pending
+        };
+        depth.ready += ready;
         depth.in_flight += info.num_ack_pending;
-        if info.num_pending + info.num_ack_pending > 0 {
+        if ready + info.num_ack_pending > 0 {
             let next = info.ack_floor.stream_seq + 1;
             let oldest = api::next_message(link, &place.stream, &place.subject(shard), next).await.map_err(|e| e.into_error(&doing))?;
             let at = oldest.and_then(|message| time(&message.time));
@@ -462,7 +473,7 @@ pub(super) fn time(text: &str) -> Option<Millis> {
     at.duration_since(UNIX_EPOCH).ok().map(crate::message::millis)
 }
 
-pub(super) fn rfc3339(at: Millis) -> String {
+fn rfc3339(at: Millis) -> String {
     // What lies beyond the year 9999 starts there: later than everything.
     const LAST: Millis = 253_402_300_799_000;
     humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_millis(at.min(LAST))).to_string()

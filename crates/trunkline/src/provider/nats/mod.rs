@@ -344,7 +344,7 @@ impl Provider for Nats {
         if self.shared.is_core() {
             return Ok(Depth::default());
         }
-        admin::depth(&link, &self.shared.place(topic), group).await
+        admin::depth(&link, self.shared.rules(), &self.shared.place(topic), group).await
     }
 
     async fn read(&self, topic: &TopicSpec, from: ReadFrom, max: usize) -> Result<Vec<Stored>> {

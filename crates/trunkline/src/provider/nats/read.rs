@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use serde_json::json;
 
-use super::api;
+use super::api::{self, ConsumerInfo, Refused};
 use super::envelope;
 use super::error;
 use super::feed::mark;
@@ -13,7 +13,7 @@ use super::link::Link;
 use super::place::Place;
 use crate::delivery::{EnvelopeId, Position};
 use crate::error::{Code, Error, Result};
-use crate::provider::{ReadFrom, Stored};
+use crate::provider::{ReadFrom, Start, Stored};
 
 /// How long the server keeps a consumer that nobody asks any more.
 const INACTIVE: Duration = Duration::from_secs(5);
@@ -29,6 +29,28 @@ pub(super) async fn read(link: &Link, place: &Place, from: ReadFrom, max: usize)
         return Ok(Vec::new());
     }
     let doing = format!("reading '{}'", place.subject(shard));
+    let start = match from {
+        ReadFrom::Position(position) => Start::Position { shard, offset: position.offset },
+        ReadFrom::Time { at, .. } => Start::Time(at),
+    };
+    let (name, info) = moment(link, place, shard, &start).await.map_err(|e| e.into_error(&doing))?;
+    let wanted = usize::try_from(info.num_pending).unwrap_or(usize::MAX).min(max);
+    let stored = fetch(link, place, shard, &name, wanted, &doing).await;
+    // It would go by itself a little later.
+    let _ = api::consumer_delete(link, &place.stream, &name).await;
+    stored
+}
+
+/// How many messages of a shard lie from a place on. A group's own consumer knows of a message only a moment after its
+/// confirm; one that is made now counts what is there.
+pub(super) async fn count(link: &Link, place: &Place, shard: u32, from: u64) -> Result<u64, Refused> {
+    let (name, info) = moment(link, place, shard, &Start::Position { shard, offset: from }).await?;
+    let _ = api::consumer_delete(link, &place.stream, &name).await;
+    Ok(info.num_pending)
+}
+
+/// Makes a consumer that acks nothing and goes by itself when nobody asks it.
+async fn moment(link: &Link, place: &Place, shard: u32, start: &Start) -> Result<(String, ConsumerInfo), Refused> {
     let name = format!("read-{}", crate::message::MessageId::now().to_text());
     let mut config = json!({
         "name": name,
@@ -37,24 +59,10 @@ pub(super) async fn read(link: &Link, place: &Place, from: ReadFrom, max: usize)
         "inactive_threshold": INACTIVE.as_nanos() as u64,
         "mem_storage": true,
         "num_replicas": 1,
-        "max_deliver": 1,
     });
-    match from {
-        ReadFrom::Position(position) => {
-            config["deliver_policy"] = "by_start_sequence".into();
-            config["opt_start_seq"] = position.offset.max(1).into();
-        }
-        ReadFrom::Time { at, .. } => {
-            config["deliver_policy"] = "by_start_time".into();
-            config["opt_start_time"] = super::admin::rfc3339(at).into();
-        }
-    }
-    let info = api::consumer_create(link, &place.stream, config).await.map_err(|e| e.into_error(&doing))?;
-    let wanted = usize::try_from(info.num_pending).unwrap_or(usize::MAX).min(max);
-    let stored = fetch(link, place, shard, &name, wanted, &doing).await;
-    // It would go by itself a little later.
-    let _ = api::consumer_delete(link, &place.stream, &name).await;
-    stored
+    super::admin::start_at(&mut config, start);
+    let info = api::consumer_create(link, &place.stream, config).await?;
+    Ok((name, info))
 }
 
 async fn fetch(link: &Link, place: &Place, shard: u32, consumer: &str, wanted: usize, doing: &str) -> Result<Vec<Stored>> {
