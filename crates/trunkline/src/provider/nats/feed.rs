@@ -37,11 +37,10 @@ pub(super) enum Phase {
 #[derive(Debug)]
 struct Pull {
     number: u64,
-    left: usize,
+    batch: usize,
     bytes: usize,
     /// Whether it had the whole room.
     full: bool,
-    given: bool,
 }
 
 /// A message that waits to be handed out.
@@ -146,6 +145,9 @@ pub(super) struct Feed {
     pub(super) inbox: String,
     pub(super) listening: CancellationToken,
     pulls: Vec<Pull>,
+    /// What is still to come of all requests together.
+    asked: usize,
+    asked_bytes: usize,
     pulled: u64,
     pin: Option<String>,
     rest_until: Option<Instant>,
@@ -178,6 +180,8 @@ impl Feed {
             inbox: String::new(),
             listening: CancellationToken::new(),
             pulls: Vec::new(),
+            asked: 0,
+            asked_bytes: 0,
             pulled: 0,
             pin: None,
             rest_until: None,
@@ -212,25 +216,22 @@ impl Feed {
             return None;
         }
         // What comes again is collected whatever the room: it is no more than the one before had in hand.
-        let again = self.barrier.as_ref().map_or(0, |barrier| usize::try_from(barrier.left).unwrap_or(usize::MAX));
-        let asked: usize = self.pulls.iter().map(|pull| pull.left).sum();
-        let asked_bytes: usize = self.pulls.iter().map(|pull| pull.bytes).sum();
-        let room = count.saturating_sub(asked + self.buffer.len()).max(again.saturating_sub(asked));
-        let room_bytes = bytes.saturating_sub(asked_bytes + self.buffered_bytes);
+        if let Some(barrier) = &self.barrier {
+            let again = usize::try_from(barrier.left).unwrap_or(usize::MAX).saturating_sub(self.asked);
+            return (again > 0).then(|| self.pull(again, None, true));
+        }
+        let room = count.saturating_sub(self.asked + self.buffer.len());
+        let room_bytes = bytes.saturating_sub(self.asked_bytes + self.buffered_bytes);
         let empty = self.pulls.is_empty() && self.buffer.is_empty();
-        let single = self.too_large.is_some_and(|last| !last.given && last.full);
-        let wanted = match self.too_large {
-            None => empty || (room * 2 >= count && room_bytes * 2 >= bytes),
-            Some(TooLarge { given: true, .. }) => self.pulls.is_empty() && room_bytes * 2 >= bytes,
-            Some(TooLarge { given: false, .. }) => empty,
-        };
-        if again > 0 && self.barrier.is_some() {
-            return (room > 0).then(|| self.pull(room, None, true));
+        // Two requests of half the room each: while one is filled, the other waits at the server.
+        let (half, half_bytes) = (count.div_ceil(2), bytes.div_ceil(2));
+        let fits = room >= half && room_bytes >= half_bytes;
+        match self.too_large {
+            None => fits.then(|| self.pull(half, Some(half_bytes), false)),
+            Some(TooLarge { given: true, .. }) => (fits && self.pulls.is_empty()).then(|| self.pull(half, Some(half_bytes), false)),
+            Some(TooLarge { given: false, full }) if empty => Some(if full { self.pull(1, None, true) } else { self.pull(count, Some(bytes), true) }),
+            Some(_) => None,
         }
-        if !wanted || room == 0 || room_bytes == 0 {
-            return None;
-        }
-        Some(if single { self.pull(1, None, true) } else { self.pull(room, Some(room_bytes), empty) })
     }
 
     fn pull(&mut self, batch: usize, bytes: Option<usize>, full: bool) -> Ask {
@@ -240,7 +241,9 @@ impl Feed {
             self.heard = Instant::now();
         }
         self.too_large = None;
-        self.pulls.push(Pull { number: self.pulled, left: batch, bytes: bytes.unwrap_or(0), full, given: false });
+        self.asked += batch;
+        self.asked_bytes += bytes.unwrap_or(0);
+        self.pulls.push(Pull { number: self.pulled, batch, bytes: bytes.unwrap_or(0), full });
         Ask { number: self.pulled, batch, bytes, pin: self.pin.clone() }
     }
 
@@ -254,7 +257,7 @@ impl Feed {
 
     /// Forgets what was asked for: answers to it are void.
     pub(super) fn forget_pulls(&mut self) {
-        self.pulls.clear();
+        self.none_open();
         self.rest_until = None;
         self.round += 1;
         self.listening.cancel();
@@ -342,35 +345,36 @@ impl Feed {
         Some(ready)
     }
 
+    fn none_open(&mut self) {
+        self.pulls.clear();
+        (self.asked, self.asked_bytes) = (0, 0);
+    }
+
     fn count(&mut self, bytes: usize) {
-        let Some(pull) = self.pulls.first_mut() else { return };
-        pull.given = true;
-        pull.left = pull.left.saturating_sub(1);
-        pull.bytes = pull.bytes.saturating_sub(bytes);
-        if pull.left == 0 {
-            self.pulls.remove(0);
+        self.asked = self.asked.saturating_sub(1);
+        self.asked_bytes = self.asked_bytes.saturating_sub(bytes);
+        if self.asked == 0 {
+            self.none_open();
         }
     }
 
-    /// A request is over with `left` of it open; what was counted for it beyond that was another's.
-    fn over(&mut self, at: usize, left: Option<usize>) -> Pull {
+    /// A request is over, and what it has open does not come.
+    fn over(&mut self, at: usize, message: &Message) -> TooLarge {
+        let open = |name: &str| message.headers.as_ref()?.get(name)?.as_str().parse::<usize>().ok();
         let pull = self.pulls.remove(at);
-        let total: usize = pull.left + self.pulls.iter().map(|pull| pull.left).sum::<usize>();
-        if let (Some(left), Some(other)) = (left, self.pulls.first_mut()) {
-            other.left = total.saturating_sub(left);
-            if other.left == 0 {
-                self.pulls.remove(0);
-            }
+        let left = open("Nats-Pending-Messages").unwrap_or(pull.batch).min(pull.batch);
+        self.asked = self.asked.saturating_sub(left);
+        self.asked_bytes = self.asked_bytes.saturating_sub(open("Nats-Pending-Bytes").unwrap_or(pull.bytes).min(pull.bytes));
+        if self.asked == 0 || self.pulls.is_empty() {
+            self.none_open();
         }
-        pull
+        TooLarge { given: left < pull.batch, full: pull.full }
     }
 
     /// The server says something about request `at`, in most cases that it is over.
     fn status(&mut self, at: usize, message: &Message) -> Consequence {
         let said = message.description.as_deref().unwrap_or_default();
         let lower = said.to_lowercase();
-        let left = message.headers.as_ref().and_then(|headers| headers.get("Nats-Pending-Messages"));
-        let left = left.and_then(|left| left.as_str().parse::<usize>().ok());
         match message.status {
             Some(StatusCode::IDLE_HEARTBEAT) => return Consequence::None,
             Some(StatusCode::PIN_ID_MISMATCH) => self.pin = None,
@@ -381,8 +385,7 @@ impl Feed {
                     return Consequence::Gone;
                 }
                 if lower.contains("maxbytes") && !lower.contains("exceeded") {
-                    let pull = self.over(at, left);
-                    self.too_large = Some(TooLarge { given: pull.given, full: pull.full });
+                    self.too_large = Some(self.over(at, message));
                     return Consequence::None;
                 }
                 if lower.contains("push based") {
@@ -399,7 +402,7 @@ impl Feed {
                 return Consequence::Fatal(Error::new(Code::SubscribeFailed, format!("the server answered {code} {said}")));
             }
         }
-        self.over(at, left);
+        self.over(at, message);
         Consequence::None
     }
 }
@@ -434,6 +437,12 @@ mod tests {
         }
     }
 
+    /// With so many messages of the request still open.
+    fn over(number: u64, code: StatusCode, said: &str, left: i64) -> Message {
+        let headers = async_nats::HeaderMap::from_iter([("Nats-Pending-Messages".parse().expect("a name"), left.into())]);
+        Message { headers: Some(headers), ..status(number, code, said) }
+    }
+
     fn status(number: u64, code: StatusCode, said: &str) -> Message {
         Message { subject: format!("_INBOX.x.{number}").into(), status: Some(code), description: Some(said.into()), reply: None, ..message(0, 0, 0) }
     }
@@ -451,11 +460,16 @@ mod tests {
         assert_eq!(mark("_INBOX.s.c.2.30.4.5.6.7"), None);
     }
 
+    fn ask(number: u64, batch: usize, bytes: Option<usize>) -> Option<Ask> {
+        Some(Ask { number, batch, bytes, pin: None })
+    }
+
     #[test]
     fn it_asks_for_what_there_is_room_for() {
         let (mut feed, mut slab) = plain();
         let now = Instant::now();
-        assert_eq!(feed.ask(now, 10, 1000), Some(Ask { number: 1, batch: 10, bytes: Some(1000), pin: None }));
+        assert_eq!(feed.ask(now, 10, 1000), ask(1, 5, Some(500)));
+        assert_eq!(feed.ask(now, 10, 1000), ask(2, 5, Some(500)));
         assert_eq!(feed.ask(now, 10, 1000), None, "all the room was asked for");
         for seq in 1..=5 {
             feed.take(0, message(seq, seq, 20), &mut slab, LEASE);
@@ -464,30 +478,36 @@ mod tests {
         for _ in 0..5 {
             feed.pop();
         }
-        assert_eq!(feed.ask(now, 10, 1000), Some(Ask { number: 2, batch: 5, bytes: Some(100), pin: None }), "half is free again");
-        feed.take(0, status(1, StatusCode::TIMEOUT, "Request Timeout"), &mut slab, LEASE);
-        assert!(feed.ask(now, 10, 1000).is_some());
+        assert_eq!(feed.ask(now, 10, 1000), None, "the bytes of a request are its own until it is over");
+        feed.take(0, over(1, StatusCode::REQUEST_TERMINATED, "Batch Completed", 0), &mut slab, LEASE);
+        assert_eq!(feed.ask(now, 10, 1000), ask(3, 5, Some(500)), "half is free again");
+        feed.take(0, over(2, StatusCode::TIMEOUT, "Request Timeout", 5), &mut slab, LEASE);
+        assert_eq!(feed.ask(now, 10, 1000), ask(4, 5, Some(500)));
         feed.take(0, status(99, StatusCode::TIMEOUT, "Request Timeout"), &mut slab, LEASE);
         assert_eq!(slab.len(), 5, "an answer to nothing is nothing");
+        let (mut one, _) = plain();
+        assert_eq!((one.ask(now, 1, 10), one.ask(now, 1, 10)), (ask(1, 1, Some(5)), None));
     }
 
     #[test]
     fn a_message_larger_than_the_room_comes_alone() {
         let (mut feed, mut slab) = plain();
         let now = Instant::now();
-        let too_large = |number| status(number, StatusCode::REQUEST_TERMINATED, "Message Size Exceeds MaxBytes");
-        feed.ask(now, 10, 1000);
-        feed.take(0, message(1, 1, 900), &mut slab, LEASE);
-        feed.take(0, too_large(1), &mut slab, LEASE);
+        let too_large = |number, left| over(number, StatusCode::REQUEST_TERMINATED, "Message Size Exceeds MaxBytes", left);
+        let both = |feed: &mut Feed| (feed.ask(now, 10, 1000), feed.ask(now, 10, 1000));
+        both(&mut feed);
+        feed.take(0, message(1, 1, 400), &mut slab, LEASE);
+        feed.take(0, too_large(1, 4), &mut slab, LEASE);
+        feed.take(0, too_large(2, 5), &mut slab, LEASE);
         assert_eq!(feed.ask(now, 10, 1000), None, "it does not fit beside what is buffered");
         feed.pop();
-        assert_eq!(feed.ask(now, 10, 1000), Some(Ask { number: 2, batch: 10, bytes: Some(1000), pin: None }));
-        feed.take(0, too_large(2), &mut slab, LEASE);
-        assert_eq!(feed.ask(now, 10, 1000), Some(Ask { number: 3, batch: 1, bytes: None, pin: None }), "alone, whatever its size");
+        assert_eq!(feed.ask(now, 10, 1000), ask(3, 10, Some(1000)), "alone in the whole room");
+        feed.take(0, too_large(3, 10), &mut slab, LEASE);
+        assert_eq!(feed.ask(now, 10, 1000), ask(4, 1, None), "alone, whatever its size");
         feed.take(0, message(2, 2, 5000), &mut slab, LEASE);
         assert_eq!(feed.ask(now, 10, 1000), None, "passed by one message, and no more");
         feed.pop();
-        assert_eq!(feed.ask(now, 10, 1000).map(|ask| ask.bytes), Some(Some(1000)));
+        assert_eq!(both(&mut feed), (ask(5, 5, Some(500)), ask(6, 5, Some(500))));
     }
 
     #[test]
@@ -504,14 +524,14 @@ mod tests {
             (StatusCode::IDLE_HEARTBEAT, "Idle Heartbeat", false, false, false),
         ] {
             let (mut feed, mut slab) = plain();
-            feed.ask(now, 10, 1000);
+            feed.ask(now, 1, 1000);
             let consequence = feed.take(0, status(1, code, said), &mut slab, LEASE);
             assert_eq!(matches!(consequence, Consequence::Fatal(_)), fatal, "{said}");
             assert_eq!(matches!(consequence, Consequence::Gone), gone, "{said}");
-            let asked = feed.ask(Instant::now(), 10, 1000);
-            assert_eq!(asked.is_some(), asks, "{said}");
+            assert_eq!(feed.ask(Instant::now(), 1, 1000).is_some(), asks, "{said}");
             if said.contains("of 3") {
-                assert_eq!(asked.map(|ask| ask.batch), Some(3));
+                feed.forget_pulls();
+                assert_eq!(feed.ask(now, 100, 1000).map(|ask| ask.batch), Some(3));
             }
         }
     }
@@ -538,20 +558,21 @@ mod tests {
     fn two_requests_are_filled_by_turns() {
         let (mut feed, mut slab) = plain();
         let now = Instant::now();
-        feed.ask(now, 10, 1000);
-        for seq in 1..=6 {
+        assert_eq!((feed.ask(now, 20, 1000), feed.ask(now, 20, 1000)), (ask(1, 10, Some(500)), ask(2, 10, Some(500))));
+        // Seven come to the first and seven to the second, and nobody can tell which.
+        for seq in 1..=14 {
             feed.take(0, message(seq, seq, 1), &mut slab, LEASE);
             feed.pop();
         }
-        assert_eq!(feed.ask(now, 10, 1000).map(|ask| (ask.number, ask.batch)), Some((2, 6)));
-        // Of the ten that are open, the first request had four: one of them comes, and three of the second.
-        for seq in 7..=10 {
+        assert_eq!((feed.asked, feed.ask(now, 20, 1000)), (6, None));
+        feed.take(0, over(2, StatusCode::TIMEOUT, "Request Timeout", 3), &mut slab, LEASE);
+        assert_eq!(feed.asked, 3, "those of the first");
+        assert_eq!(feed.ask(now, 20, 1000), ask(3, 10, Some(500)));
+        feed.take(0, over(1, StatusCode::REQUEST_TERMINATED, "Batch Completed", 0), &mut slab, LEASE);
+        for seq in 15..=27 {
             feed.take(0, message(seq, seq, 1), &mut slab, LEASE);
         }
-        let mut over = status(2, StatusCode::TIMEOUT, "Request Timeout");
-        over.headers = Some(async_nats::HeaderMap::from_iter([("Nats-Pending-Messages".parse().expect("a name"), 3.into())]));
-        feed.take(0, over, &mut slab, LEASE);
-        assert_eq!(feed.pulls.iter().map(|pull| pull.left).sum::<usize>(), 3, "six were open, three of them of the second");
+        assert!(!feed.is_asking(), "all has come");
     }
 
     #[test]
