@@ -229,7 +229,9 @@ impl Feed {
         match self.too_large {
             None => fits.then(|| self.pull(half, Some(half_bytes), false)),
             Some(TooLarge { given: true, .. }) => (fits && self.pulls.is_empty()).then(|| self.pull(half, Some(half_bytes), false)),
-            Some(TooLarge { given: false, full }) if empty => Some(if full { self.pull(1, None, true) } else { self.pull(count, Some(bytes), true) }),
+            Some(TooLarge { given: false, full }) if empty => {
+                Some(if full { self.pull(1, None, true) } else { self.pull(count, Some(bytes), true) })
+            }
             Some(_) => None,
         }
     }
@@ -389,7 +391,10 @@ impl Feed {
                     return Consequence::None;
                 }
                 if lower.contains("push based") {
-                    return Consequence::Fatal(Error::new(Code::SubscribeFailed, format!("consumer '{}' pushes, a group needs one that is pulled from", self.consumer)));
+                    return Consequence::Fatal(Error::new(
+                        Code::SubscribeFailed,
+                        format!("consumer '{}' pushes, a group needs one that is pulled from", self.consumer),
+                    ));
                 } else if let Some(most) = lower.split("maxrequestbatch of ").nth(1).and_then(|rest| rest.trim().parse().ok()) {
                     self.most_batch = most;
                 } else if !lower.contains("batch completed") {
@@ -412,7 +417,13 @@ impl Feed {
 pub(super) fn mark(reply: &str) -> Option<Mark> {
     let rest = reply.strip_prefix("$JS.ACK.")?;
     let tokens = rest.split('.').count();
-    let skip = if tokens == 7 { 2 } else if tokens >= 9 { 4 } else { return None };
+    let skip = if tokens == 7 {
+        2
+    } else if tokens >= 9 {
+        4
+    } else {
+        return None;
+    };
     let mut numbers = rest.split('.').skip(skip).map(|text| text.parse::<u64>().ok());
     let mut next = || numbers.next().flatten();
     let (count, stream_seq, consumer_seq, nanos) = (next()?, next()?, next()?, next()?);
@@ -444,7 +455,13 @@ mod tests {
     }
 
     fn status(number: u64, code: StatusCode, said: &str) -> Message {
-        Message { subject: format!("_INBOX.x.{number}").into(), status: Some(code), description: Some(said.into()), reply: None, ..message(0, 0, 0) }
+        Message {
+            subject: format!("_INBOX.x.{number}").into(),
+            status: Some(code),
+            description: Some(said.into()),
+            reply: None,
+            ..message(0, 0, 0)
+        }
     }
 
     fn plain() -> (Feed, Slab<Held>) {
