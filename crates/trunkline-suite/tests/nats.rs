@@ -3,8 +3,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "nats/access.rs"]
+mod access;
 #[path = "nats/bed.rs"]
 mod bed;
+#[path = "nats/foreign.rs"]
+mod foreign;
+#[path = "nats/library.rs"]
+mod library;
+#[path = "nats/streams.rs"]
+mod streams;
 
 use std::sync::Arc;
 

@@ -180,6 +180,9 @@ impl Inner {
         for drift in &ensured.drift {
             tracing::warn!(address = %entry.address, %drift, "the broker differs from the catalogue");
         }
+        // What the topic is like on its server is only known now: another may have made it, with settings of its own.
+        let capabilities = provider.capabilities(&topic);
+        self.plan(entry, &never, false, &capabilities)?;
         let sender = Sender::new(provider.clone(), topic.clone(), filed.clone(), self.process.clone(), self.tracker.clone());
         let delays = if self.lot_place(entry.kind) == LotPlace::Topics {
             let lot = TopicLot::of_delays(provider.clone(), &topic, entry.address.clone(), self.store.clone());

@@ -4,11 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde_json::{Value, json};
-use trunkline::Result;
+use trunkline::delivery::{Delivery, Position, Settle, Settled};
 use trunkline::config::{NatsConfig, ProviderConfig, ProviderKind};
-use trunkline::provider::Provider;
+use trunkline::provider::{
+    GroupSpec, Outgoing, Prefetch, Provider, SendError, Signal, Start, SubscribeOptions, Subscription, TopicSpec,
+};
 use trunkline::provider::nats::{Nats, Options};
+use trunkline::{Headers, MessageId, Result};
 use trunkline_suite::server::setting;
 use trunkline_suite::{Broker, Pace};
 
@@ -26,6 +30,71 @@ pub(crate) fn config(value: &Value) -> NatsConfig {
 /// A connection with a short lease.
 pub(crate) async fn open(value: &Value) -> Result<Arc<dyn Provider>> {
     Ok(Arc::new(Nats::open(&config(value), Options { lease: LEASE }).await?))
+}
+
+/// A name nobody else uses.
+pub(crate) fn fresh(start: &str) -> String {
+    format!("{start}-{}", MessageId::now().0.simple())
+}
+
+/// An unordered topic of a name nobody else uses.
+pub(crate) fn topic(start: &str) -> TopicSpec {
+    TopicSpec { name: fresh(start).into(), shards: 1, ordered: false }
+}
+
+/// A group that starts with the oldest message.
+pub(crate) fn group() -> GroupSpec {
+    GroupSpec { name: fresh("g").into(), start: Start::Earliest }
+}
+
+/// A message without a key.
+pub(crate) fn message(payload: impl Into<Bytes>) -> Outgoing {
+    Outgoing { id: MessageId::now(), shard: None, key: None, headers: Headers::new(), payload: payload.into() }
+}
+
+/// Sends one message.
+pub(crate) async fn send(provider: &dyn Provider, topic: &TopicSpec, message: Outgoing) -> Result<Position, SendError> {
+    provider.send(topic, Arc::new(vec![message])).await.pop().unwrap()
+}
+
+/// One member of a group with room enough.
+pub(crate) async fn join(provider: &dyn Provider, topic: &TopicSpec, group: &GroupSpec) -> Arc<dyn Subscription> {
+    let options = SubscribeOptions { member: fresh("m").into(), prefetch: Prefetch { count: 256, bytes: 16 << 20 } };
+    provider.subscribe(std::slice::from_ref(topic), group, options).await.unwrap()
+}
+
+/// The next deliveries, at least `n`.
+pub(crate) async fn take(subscription: &dyn Subscription, n: usize) -> Vec<Delivery> {
+    let mut got = Vec::new();
+    let all = async {
+        while got.len() < n {
+            for signal in subscription.next(n - got.len(), usize::MAX, Duration::from_secs(1)).await.unwrap() {
+                if let Signal::Deliveries { items, .. } = signal {
+                    got.extend(items);
+                }
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all).await.expect("the deliveries come");
+    got
+}
+
+/// Settles them as done.
+pub(crate) async fn done(subscription: &dyn Subscription, got: &[Delivery]) {
+    let items: Vec<_> = got.iter().map(|delivery| (delivery.token, Settle::Done)).collect();
+    assert!(subscription.settle(&items).await.iter().all(|settled| *settled == Settled::Settled));
+}
+
+/// A plain client of the same server, that knows nothing of Trunkline.
+pub(crate) async fn foreign() -> async_nats::Client {
+    async_nats::connect(setting("NATS")).await.unwrap()
+}
+
+/// Asks JetStream's API something, as an operator would.
+pub(crate) async fn ask(client: &async_nats::Client, what: &str, body: Value) -> Value {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let answer = client.request(format!("$JS.API.{what}"), body.into()).await.unwrap();
+    serde_json::from_slice(&answer.payload).unwrap()
 }
 
 /// The plain server's config.

@@ -56,6 +56,12 @@ impl Engine {
                 pause = (pause * 2).min(REBUILD.1);
                 match self.subscribe().await {
                     Ok(subscription) => break subscription,
+                    // The provider has given up for good: it was closed, or may not try again.
+                    Err(error) if error.code() == Code::Closed => {
+                        tracing::warn!(%error, address = %self.filed.address, group = %self.group, "the consumer ends");
+                        self.note(Cause::Closed, true);
+                        return;
+                    }
                     Err(error) => tracing::warn!(%error, "subscribing again failed"),
                 }
             };

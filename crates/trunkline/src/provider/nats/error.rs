@@ -1,10 +1,12 @@
 //! What the server and the client say, in the product's codes. Never a credential, never a payload.
 
+use async_nats::rustls::Error as RustlsError;
 use async_nats::{ConnectError, ConnectErrorKind};
 use serde::Deserialize;
 
 use crate::error::{Code, Error};
 use crate::provider::SendError;
+use crate::provider::net::tls;
 
 /// An error of the JetStream API, as it travels. The numbers are the server's `errors.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -116,8 +118,12 @@ pub(super) fn connect(server: &str, error: &ConnectError) -> Error {
         return Error::new(Code::AuthenticationFailed, format!("{server} refused the credentials"))
             .next("check `user` and `pass`, `token` or `creds`, and that the server knows them");
     }
-    if error.kind() == ConnectErrorKind::Tls || is_tls(&lower) {
-        return tls(&format!("{server}: {}", if source.is_empty() { "the TLS handshake failed" } else { &source }));
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    if let Some(io) = io.filter(|io| io.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<RustlsError>)) {
+        return tls::refused(io).context(server);
+    }
+    if error.kind() == ConnectErrorKind::Tls || lower.contains("tls") {
+        return no_tls(&format!("{server}: the TLS handshake failed: {source}"));
     }
     match error.kind() {
         ConnectErrorKind::TimedOut => Error::new(Code::ConnectionFailed, format!("{server} did not answer in time")).reason("timeout"),
@@ -130,18 +136,11 @@ fn after_colon(source: &str) -> String {
     if source.is_empty() { String::new() } else { format!(" ({source})") }
 }
 
-/// What rustls says, and what a handshake with something that speaks no TLS says.
-fn is_tls(lower: &str) -> bool {
-    ["certificate", "tls", "handshake", "invalidcontenttype", "corrupt message", "unknownissuer", "alert"]
-        .iter()
-        .any(|word| lower.contains(word))
-}
-
-/// TLS on one side only, or a certificate that does not fit.
-pub(super) fn tls(message: &str) -> Error {
+/// One side speaks TLS, and the other does not.
+pub(super) fn no_tls(message: &str) -> Error {
     Error::new(Code::ConnectionFailed, message)
         .reason("tls")
-        .next("give the authority that signed the server's certificate as `tls.ca` and its name as `tls.serverName`, or `tls: {}` off if the server has none")
+        .next("use `tls://` and `tls` with a server that speaks TLS, and neither with one that does not")
 }
 
 #[cfg(test)]

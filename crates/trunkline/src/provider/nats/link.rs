@@ -34,7 +34,8 @@ pub(super) struct Dial {
     pub(super) identity: Option<Identity>,
     /// Set where TLS is asked for; the server may ask for it as well.
     pub(super) tls_required: bool,
-    pub(super) tls: ClientConfig,
+    /// `None` if this machine has no authorities and none were given.
+    pub(super) tls: Option<ClientConfig>,
     pub(super) name: String,
 }
 
@@ -127,7 +128,6 @@ impl Dial {
         let options = options
             .name(&self.name)
             .require_tls(self.tls_required || server.tls)
-            .tls_client_config(self.tls.clone())
             .connection_timeout(HANDSHAKE)
             .request_timeout(None)
             .ping_interval(PING)
@@ -137,6 +137,10 @@ impl Dial {
             .subscription_capacity(CHANNEL)
             .skip_subject_validation(true)
             .event_callback(on_event);
+        let options = match &self.tls {
+            Some(tls) => options.tls_client_config(tls.clone()),
+            None => options,
+        };
         // The client traces the handshake with its password in it.
         let connecting = async_nats::connect_with_options(server.addr(), options).with_subscriber(NoSubscriber::new());
         let client = tokio::time::timeout(HANDSHAKE * 2, connecting)

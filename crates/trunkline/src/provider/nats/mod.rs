@@ -1,6 +1,6 @@
 //! NATS: JetStream streams with durable pull consumers, or core NATS that keeps nothing.
 //!
-//! - `access` and `tls` say where the servers are and who we are; `link` is one connection, never repaired; `probe` tests
+//! - `access` says where the servers are and who we are; `link` is one connection, never repaired; `probe` tests
 //!   one in stages.
 //! - `place` names streams, subjects and consumers; `api` asks JetStream; `admin` makes, compares, counts and removes.
 //! - `envelope` is the wire; `send` publishes and `confirms` gathers the answers.
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use self::admin::{Facts, Rules};
 use self::link::{Dial, Link};
 use self::place::Place;
+use super::net::tls;
 use super::{
     Depth, Ensured, GroupSpec, Outgoing, Provider, ReadFrom, Remove, SendError, Stage, Start, Stored, SubscribeOptions, Subscription,
     TopicSpec,
@@ -54,7 +55,6 @@ mod send;
 mod settle;
 mod subscription;
 mod takeover;
-mod tls;
 
 /// A delivery can be given back for at most this long: what waits takes up room among what may be in hand.
 const LONGEST_RETRY_MS: u64 = 60_000;
@@ -120,12 +120,19 @@ impl Nats {
     /// # Errors
     /// `CONFIG_INVALID` and `INPUT_INVALID` naming the field.
     pub async fn open(config: &NatsConfig, options: Options) -> Result<Self> {
-        let tls = config.common.tls.clone().unwrap_or_default();
+        let servers = access::servers(config)?;
+        let wanted = config.common.tls.is_some() || servers.iter().any(|server| server.tls);
+        let tls = match tls::client(&config.common.tls.clone().unwrap_or_default()).await {
+            Ok(tls) => Some(tls),
+            Err(error) if wanted => return Err(error),
+            Err(_) => tls::trusting_nobody(),
+        };
+        let tls = tls.map(|tls| (*tls).clone());
         let dial = Dial {
-            servers: access::servers(config)?,
+            servers,
             identity: access::identity(config).await?,
             tls_required: config.common.tls.is_some(),
-            tls: tls::client_config(&tls).await?,
+            tls,
             name: config.name.clone().unwrap_or_else(|| "trunkline".into()),
         };
         if let Some(stream) = &config.stream {

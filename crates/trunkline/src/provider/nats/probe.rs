@@ -46,7 +46,7 @@ async fn one(shared: &Shared, server: &Server, probe: &mut Probe) -> Option<()> 
     if wants || greeting.tls_required {
         let handshake = async {
             if wants && !greeting.tls_required && !greeting.tls_available {
-                return Err(error::tls(&format!("{} speaks no TLS, and this config asks for it", server.name())));
+                return Err(error::no_tls(&format!("{} speaks no TLS, and this config asks for it", server.name())));
             }
             match shared.dial.connect_to(server).await {
                 Err(error) if error.detail_str("reason") == Some("tls") => Err(error),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rustls_native_certs::load_native_certs;
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -22,10 +23,16 @@ pub(crate) async fn client(tls: &Tls) -> Result<Arc<ClientConfig>> {
     let config = ClientConfig::builder_with_provider(Arc::clone(&crypto))
         .with_safe_default_protocol_versions()
         .map_err(|e| Error::input("tls", format!("TLS cannot be set up: {e}")))?;
-    let config = if tls.insecure {
-        config.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(crypto)))
-    } else {
-        config.with_root_certificates(roots(tls.ca.as_deref()).await?)
+    let config = match &tls.server_name {
+        _ if tls.insecure => config.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(crypto))),
+        // A client that always expects the host's name is given the config's in its place.
+        Some(name) => {
+            let roots = Arc::new(roots(tls.ca.as_deref()).await?);
+            let inner = WebPkiServerVerifier::builder_with_provider(roots, crypto).build();
+            let inner = inner.map_err(|e| Error::input("tls.ca", format!("there is no authority to check a server with: {e}")))?;
+            config.dangerous().with_custom_certificate_verifier(Arc::new(Named { inner, name: server_name(tls, name)? }))
+        }
+        None => config.with_root_certificates(roots(tls.ca.as_deref()).await?),
     };
     let config = match (&tls.cert, &tls.key) {
         (Some(cert), Some(key)) => {
@@ -40,6 +47,13 @@ pub(crate) async fn client(tls: &Tls) -> Result<Arc<ClientConfig>> {
         (None, Some(_)) => return Err(Error::input("tls.cert", "`tls.key` is given without `tls.cert`")),
     };
     Ok(Arc::new(config))
+}
+
+/// For who asks for no TLS, where this system has no authorities: if the server asks for it, its certificate is refused.
+#[cfg(feature = "nats")]
+pub(crate) fn trusting_nobody() -> Option<Arc<ClientConfig>> {
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions().ok()?;
+    Some(Arc::new(config.with_root_certificates(RootCertStore::empty()).with_no_client_auth()))
 }
 
 /// The name expected in the server's certificate: the config's, else the host.
@@ -92,6 +106,48 @@ pub(crate) fn refused(error: &std::io::Error) -> Error {
         None => (format!("the connection broke in the TLS handshake: {}", error.kind()), "check that this port speaks TLS"),
     };
     Error::new(Code::ConnectionFailed, why).reason("tls").next(next)
+}
+
+/// Expects the name that the config gives, whatever the address is called.
+#[derive(Debug)]
+struct Named {
+    inner: Arc<WebPkiServerVerifier>,
+    name: ServerName<'static>,
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        end: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.inner.verify_server_cert(end, between, &self.name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
 }
 
 /// Accepts any certificate: `insecure`.
