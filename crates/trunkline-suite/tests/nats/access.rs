@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
-use trunkline::provider::{Provider, Stage, TopicSpec};
+use trunkline::provider::{Stage, TopicSpec};
 use trunkline::{Code, Error};
 use trunkline_suite::server::setting;
 

@@ -27,7 +27,10 @@ async fn a_plain_client_reads_what_we_produce() {
     let config = json!({ "name": durable, "durable_name": durable, "ack_policy": "explicit" });
     let body = json!({ "stream_name": topic.name, "config": config });
     ask(&client, &format!("CONSUMER.CREATE.{}.{durable}", topic.name), body).await;
-    let got = client.request(format!("$JS.API.CONSUMER.MSG.NEXT.{}.{durable}", topic.name), "1".into()).await.unwrap();
+    let inbox = client.new_inbox();
+    let mut pulled = client.subscribe(inbox.clone()).await.unwrap();
+    client.publish_with_reply(format!("$JS.API.CONSUMER.MSG.NEXT.{}.{durable}", topic.name), inbox, "1".into()).await.unwrap();
+    let got = tokio::time::timeout(Duration::from_secs(20), pulled.next()).await.unwrap().unwrap();
     assert_eq!((got.subject.as_str(), &got.payload[..]), (&*topic.name, &sent.payload[..]));
     let headers = got.headers.unwrap();
     let all = |name: &str| headers.get_all(name).map(|value| value.as_str()).collect::<Vec<_>>();

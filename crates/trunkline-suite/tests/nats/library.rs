@@ -1,12 +1,11 @@
 //! The whole library over NATS: produce, consume, retry, dead letter, with the lot on the broker and in the store.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use trunkline::{ConsumeOptions, Context, Env, Trunkline};
+use trunkline::dead_letter::DeadFilter;
+use trunkline::{Context, Env, Trunkline};
 use trunkline_suite::promise::{Seen, retries, until};
 use trunkline_suite::server::setting;
 
@@ -31,43 +30,67 @@ async fn instance(single_host: bool, topic: Value) -> (Trunkline, Env, TempDir) 
 /// One message is handled at once, one after a held and a longer wait, one never.
 async fn handles_retries_and_buries(single_host: bool) {
     let (trunkline, env, _dir) = instance(single_host, json!({})).await;
-    let (seen, failures) = (Seen::new(), Arc::new(AtomicU32::new(0)));
-    let (s, f) = (seen.clone(), failures.clone());
-    let options = ConsumeOptions { retry: Some(retries(&[100, 5_100])), ..ConsumeOptions::default() };
-    let consumer = env
-        .consume(EVENT, move |payload: Value, context: Context| {
-            let (s, f) = (s.clone(), f.clone());
-            async move {
-                let n = payload["n"].as_u64().unwrap();
-                if n == 2 || (n == 1 && context.attempts() < 2) {
-                    f.fetch_add(1, Ordering::SeqCst);
-                    return Err("not now".to_owned());
-                }
-                s.push(n);
-                Ok(())
-            }
-        })
-        .options(options)
-        .await
-        .unwrap();
+    let seen = Seen::new();
+    let s = seen.clone();
+    let handler = move |payload: Value, context: Context| {
+        let n = payload["n"].as_u64().unwrap();
+        s.push((n, context.attempt));
+        async move { if n == 0 || (n == 1 && context.attempt == 3) { Ok(()) } else { Err("not now") } }
+    };
+    let consumer = env.consume(EVENT, handler).retry(retries(&[100, 5_100])).await.unwrap();
     for n in 0..3 {
         env.produce(EVENT, &json!({ "n": n })).await.unwrap();
     }
-    let mut handled = seen.wait(2).await;
-    handled.sort_unstable();
-    assert_eq!(handled, [0, 1]);
-    until("the third is buried", || async { env.dead_letters().list().await.is_ok_and(|page| page.items.len() == 1) }).await;
-    assert_eq!(failures.load(Ordering::SeqCst), 5, "two of the second, three of the third");
+    let mut all = seen.wait(7).await;
+    all.sort_unstable();
+    assert_eq!(all, [(0, 1), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]);
+    let dead = async || env.dead_letters(&DeadFilter::default(), 1, 10).await.unwrap();
+    until("the third is buried", || async { dead().await.1 == 1 && consumer.in_flight() == 0 }).await;
+    assert_eq!(dead().await.0[0].reason.as_deref(), Some("attempts_exhausted"));
     consumer.close(Duration::from_secs(10)).await;
     trunkline.close(Duration::from_secs(10)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn with_the_lot_on_the_broker() {
     handles_retries_and_buries(false).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn with_the_lot_in_the_store() {
     handles_retries_and_buries(true).await;
+}
+
+/// Two members of an ordered group: each key is handled in order, also past a failure that is retried.
+#[tokio::test(flavor = "multi_thread")]
+async fn order_per_key_past_a_failure() {
+    let (trunkline, env, _dir) = instance(true, json!({ "ordering": "key", "shards": 4 })).await;
+    let seen = Seen::new();
+    let mut consumers = Vec::new();
+    for _ in 0..2 {
+        let s = seen.clone();
+        let handler = move |payload: Value, context: Context| {
+            let (key, n) = (payload["key"].as_u64().unwrap(), payload["n"].as_u64().unwrap());
+            let fails = n == 3 && context.attempt == 1;
+            if !fails {
+                s.push((key, n));
+            }
+            async move { if fails { Err("once") } else { Ok(()) } }
+        };
+        consumers.push(env.consume(EVENT, handler).retry(retries(&[200])).await.unwrap());
+    }
+    for n in 0..10 {
+        for key in 0..8 {
+            env.produce(EVENT, &json!({ "key": key, "n": n })).key(key.to_string()).await.unwrap();
+        }
+    }
+    let all = seen.wait(80).await;
+    for key in 0..8 {
+        let of: Vec<u64> = all.iter().filter(|(of, _)| *of == key).map(|(_, n)| *n).collect();
+        assert_eq!(of, (0..10).collect::<Vec<u64>>(), "key {key}");
+    }
+    for consumer in consumers {
+        consumer.close(Duration::from_secs(10)).await;
+    }
+    trunkline.close(Duration::from_secs(10)).await;
 }

@@ -155,12 +155,15 @@ impl Link {
     /// Comes back when the server has read everything that was sent before.
     pub(super) async fn echo(&self, within: Duration) -> Result<(), Missed> {
         let ticket = self.confirms.ticket(1).await;
-        if self.client.publish(ticket.reply(0), Bytes::new()).await.is_err() {
+        let mut denials = self.denials();
+        let to = ticket.reply(0);
+        if self.client.publish(to.clone(), Bytes::new()).await.is_err() {
             return Err(Missed::Dead);
         }
         tokio::select! {
             () = ticket.complete() => Ok(()),
             () = self.died() => Err(Missed::Dead),
+            _ = denied(&mut denials, std::slice::from_ref(&to)) => Err(Missed::Denied),
             () = tokio::time::sleep(within) => Err(Missed::Late),
         }
     }
