@@ -54,6 +54,8 @@ fn read_up_to(start: &Start) -> Result<String> {
 
 impl Core {
     pub(super) async fn ensure_streams(&self, topic: &TopicSpec, groups: &[GroupSpec]) -> Result<Ensured> {
+        // There before anything is noted: a connection made later means that one broke.
+        self.produce.wire().await?;
         let ensured = if self.create { self.make(topic, groups).await? } else { self.look(topic, groups).await? };
         let mut known = self.known.lock();
         let shards = topic.shards.max(1);
