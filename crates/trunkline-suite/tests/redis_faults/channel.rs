@@ -104,7 +104,9 @@ async fn a_listener_whose_server_dies_ends() {
         !deliveries(listener.next(1, usize::MAX, Duration::from_millis(100)).await.unwrap()).is_empty()
     })
     .await;
+    let other = subscribe(&*provider, &topic("news"), &group("g")).await.unwrap();
     listener.close(Instant::now() + Duration::from_secs(5)).await;
     provider.close(Instant::now() + Duration::from_secs(5)).await;
     until("all connections are closed", async || server.cli(&["CLIENT", "LIST"]).lines().count() == 1).await;
+    assert_eq!(other.next(1, 1, Duration::from_secs(1)).await.unwrap_err().code(), Code::Closed);
 }

@@ -128,8 +128,10 @@ async fn nothing_is_left_on_the_server_after_a_close() {
     assert_eq!(server.cli(&["XINFO", "CONSUMERS", "t", "g"]), "");
     let dropped = subscribe(&*provider, &topic, &group).await.unwrap();
     drop(dropped);
+    let open = subscribe(&*provider, &topic, &group).await.unwrap();
     provider.close(deadline()).await;
     until("all connections are closed", async || server.cli(&["CLIENT", "LIST"]).lines().count() == 1).await;
+    assert_eq!(next(&*open, Duration::from_secs(1)).await.unwrap_err().code(), Code::Closed);
 }
 
 /// Another client that reads a shard of an ordered topic takes messages away from its owner: they are found.
