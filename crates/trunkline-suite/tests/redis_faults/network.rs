@@ -7,6 +7,7 @@ use serde_json::json;
 use trunkline::Code;
 use trunkline::delivery::{Settle, Settled};
 use trunkline::provider::redis::Options;
+use trunkline::provider::{Prefetch, SubscribeOptions};
 use trunkline_suite::proxy::{Proxy, Weather};
 
 use crate::private::{LEASE, MEMORY, Private, open, short};
@@ -109,6 +110,74 @@ async fn who_was_cut_off_for_a_lease_settles_nothing_of_its_successor() {
     assert_eq!(server.count(&["XLEN", "t"]), 3);
     assert_eq!(near.depth(&topic, "g").await.unwrap().in_flight, 3, "the successor's deliveries were settled by another");
     done(&*successor, &taken).await;
+}
+
+/// After a seek another member holds what this one was handed before.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_handed_out_before_a_seek_settles_nothing_of_another_member() {
+    let server = Private::start(MEMORY).await;
+    let (a, b) = (server.open().await, server.open().await);
+    let (topic, group) = (topic("t"), group("g"));
+    a.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();
+    send(&*a, &topic, messages(4, 1)).await;
+    let first = subscribe(&*a, &topic, &group).await.unwrap();
+    let held = take(&*first, 4).await;
+    // It reads no more, so that the other gets everything.
+    first.pause().await;
+    let second = subscribe(&*b, &topic, &group).await.unwrap();
+    b.seek(&topic, "g", &trunkline::provider::Start::Earliest).await.unwrap();
+    let again = take(&*second, 4).await;
+    for how in [Settle::Done, Settle::Release] {
+        let answers = settle(&*first, &held[..2], how).await;
+        assert!(answers.iter().all(|answer| *answer == Settled::Stale), "{answers:?}");
+    }
+    let tokens: Vec<_> = held.iter().map(|delivery| delivery.token).collect();
+    assert_eq!(first.extend(&tokens).await, [false; 4]);
+    assert_eq!(b.depth(&topic, "g").await.unwrap().in_flight, 4, "the other's deliveries were touched");
+    done(&*second, &again).await;
+}
+
+/// A read counts per stream: with more streams than room it must not bring one of each.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_topics_share_one_read_and_little_room() {
+    const TOPICS: usize = 60;
+    const ROOM: usize = 4;
+    let server = Private::start(MEMORY).await;
+    let provider = server.open().await;
+    let group = group("g");
+    let topics: Vec<_> = (0..TOPICS).map(|n| topic(&format!("t{n}"))).collect();
+    let mut sent = Vec::new();
+    for topic in &topics {
+        provider.ensure(topic, std::slice::from_ref(&group)).await.unwrap();
+        sent.extend(send(&*provider, topic, messages(3, 1)).await);
+    }
+    let connections = || server.cli(&["CLIENT", "LIST"]).lines().count();
+    let before = connections();
+    let options = SubscribeOptions { member: "m".into(), prefetch: Prefetch { count: ROOM, bytes: 1 << 20 } };
+    let subscription = provider.subscribe(&topics, &group, options).await.unwrap();
+    assert_eq!(connections(), before + 1, "one connection for all topics");
+    let first = take(&*subscription, 1).await;
+    tokio::time::sleep(LEASE / 4).await;
+    let mut pending = 0;
+    for topic in &topics {
+        pending += provider.depth(topic, "g").await.unwrap().in_flight;
+    }
+    assert!(pending <= (ROOM + 1) as u64, "{pending} of {} were fetched for a room of {ROOM}", sent.len());
+    let mut got = first.clone();
+    done(&*subscription, &first).await;
+    while got.len() < sent.len() {
+        let more = take(&*subscription, 1).await;
+        done(&*subscription, &more).await;
+        got.extend(more);
+    }
+    assert_eq!(set(got.iter().map(id)), set(sent));
+    // All are empty now: it waits for them together, and hears of any.
+    for topic in [&topics[TOPICS - 1], &topics[0]] {
+        let sent = send(&*provider, topic, messages(1, 1)).await;
+        let more = take(&*subscription, 1).await;
+        assert_eq!(id(&more[0]), sent[0]);
+        done(&*subscription, &more).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

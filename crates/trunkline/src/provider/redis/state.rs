@@ -182,7 +182,7 @@ impl State {
             return 0;
         }
         // The first one shows how large they are.
-        let fitting = if self.largest == 0 { 1 } else { (bytes - self.bytes) / self.largest };
+        let fitting = (bytes - self.bytes).checked_div(self.largest).unwrap_or(1);
         fitting.clamp(1, count - self.count)
     }
 
