@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "nats/bed.rs"]
-#[allow(dead_code, reason = "shared with the tests that hurt nothing")]
+#[expect(dead_code, reason = "shared with the tests that hurt nothing")]
 mod bed;
 
 use std::collections::{HashMap, HashSet};
@@ -194,7 +194,11 @@ async fn a_dead_connection_ends_its_subscriptions() {
         for topic in &topics {
             members.push(join(&*provider, topic, &group).await);
         }
-        if half_open { proxy.set(Weather::HalfOpen) } else { proxy.set(Weather::Cut) }
+        if half_open {
+            proxy.set(Weather::HalfOpen)
+        } else {
+            proxy.set(Weather::Cut)
+        }
         for member in &members {
             let error = ended(&**member).await;
             // What was being asked when the network fell silent may be late before the connection counts as dead.

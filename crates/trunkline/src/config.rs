@@ -149,13 +149,12 @@ impl ProviderKind {
 /// The providers of this build.
 #[must_use]
 pub fn compiled_in() -> Vec<ProviderKind> {
-    let there = |kind: &ProviderKind| match kind {
-        ProviderKind::Embedded => cfg!(feature = "embedded"),
-        ProviderKind::Nats => cfg!(feature = "nats"),
-        ProviderKind::Redis => cfg!(feature = "redis"),
-        _ => false,
-    };
-    ProviderKind::ALL.iter().copied().filter(there).collect()
+    let clients = [
+        (ProviderKind::Redis, cfg!(feature = "redis")),
+        (ProviderKind::Nats, cfg!(feature = "nats")),
+        (ProviderKind::Embedded, cfg!(feature = "embedded")),
+    ];
+    clients.into_iter().filter(|(_, there)| *there).map(|(kind, _)| kind).collect()
 }
 
 impl fmt::Display for ProviderKind {

@@ -182,7 +182,8 @@ async fn an_old_server_keeps_no_order() {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
-                let info = json!({ "server_id": "x", "version": "2.10.29", "max_payload": 4096, "headers": true, "proto": 1, "jetstream": true });
+                let info =
+                    json!({ "server_id": "x", "version": "2.10.29", "max_payload": 4096, "headers": true, "proto": 1, "jetstream": true });
                 stream.write_all(format!("INFO {info}\r\n").as_bytes()).await.unwrap();
                 let (read, mut write) = stream.into_split();
                 let mut lines = BufReader::new(read).lines();

@@ -6,12 +6,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Value, json};
-use trunkline::delivery::{Delivery, Position, Settle, Settled};
 use trunkline::config::{NatsConfig, ProviderConfig, ProviderKind};
-use trunkline::provider::{
-    GroupSpec, Outgoing, Prefetch, Provider, SendError, Signal, Start, SubscribeOptions, Subscription, TopicSpec,
-};
+use trunkline::delivery::{Delivery, Position, Settle, Settled};
 use trunkline::provider::nats::{Nats, Options};
+use trunkline::provider::{GroupSpec, Outgoing, Prefetch, Provider, SendError, Signal, Start, SubscribeOptions, Subscription, TopicSpec};
 use trunkline::{Headers, MessageId, Result};
 use trunkline_suite::server::setting;
 use trunkline_suite::{Broker, Pace};

@@ -94,5 +94,8 @@ async fn core_nats_both_ways() {
     client.publish(topic.name.to_string(), "theirs".into()).await.unwrap();
     let got = take(&*member, 2).await;
     assert_eq!(got.iter().map(|delivery| delivery.id).collect::<Vec<_>>(), [EnvelopeId::Id(sent.id), EnvelopeId::Foreign]);
-    assert_eq!(got.iter().map(|delivery| delivery.payload.clone()).collect::<Vec<_>>(), [Some(Bytes::from("ours")), Some(Bytes::from("theirs"))]);
+    assert_eq!(
+        got.iter().map(|delivery| delivery.payload.clone()).collect::<Vec<_>>(),
+        [Some(Bytes::from("ours")), Some(Bytes::from("theirs"))]
+    );
 }

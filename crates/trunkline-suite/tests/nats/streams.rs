@@ -220,10 +220,8 @@ async fn a_consumer_that_pushes_is_refused() {
     ask(&foreign().await, &format!("CONSUMER.CREATE.{}.{}", topic.name, group.name), body).await;
     let drift = provider.ensure(&topic, std::slice::from_ref(&group)).await.unwrap().drift;
     assert!(drift.iter().any(|drift| drift.contains("pushes")), "{drift:?}");
-    let options = trunkline::provider::SubscribeOptions {
-        member: "m".into(),
-        prefetch: trunkline::provider::Prefetch { count: 1, bytes: 1 },
-    };
+    let options =
+        trunkline::provider::SubscribeOptions { member: "m".into(), prefetch: trunkline::provider::Prefetch { count: 1, bytes: 1 } };
     let error = provider.subscribe(std::slice::from_ref(&topic), &group, options).await.expect_err("a push consumer");
     assert_eq!((error.code(), error.retryable()), (Code::SubscribeFailed, false));
 }

@@ -153,8 +153,8 @@ mod tests {
     use crate::config::{ProviderConfig, ProviderKind};
     use serde_json::json;
 
-    fn config(value: serde_json::Value) -> NatsConfig {
-        match ProviderConfig::parse(ProviderKind::Nats, &value) {
+    fn config(value: &serde_json::Value) -> NatsConfig {
+        match ProviderConfig::parse(ProviderKind::Nats, value) {
             Ok(ProviderConfig::Nats(config)) => config,
             other => panic!("{other:?}"),
         }
@@ -166,29 +166,29 @@ mod tests {
             (json!("nats://a:1, tls://b, c:3"), vec!["a:1 false", "b:4222 true", "c:3 false"]),
             (json!(["a", "nats://[::1]:9"]), vec!["a:4222 false", "::1:9 false"]),
         ] {
-            let found = servers(&config(json!({ "servers": given }))).expect("valid");
+            let found = servers(&config(&json!({ "servers": given }))).expect("valid");
             let found: Vec<_> = found.iter().map(|server| format!("{} {}", server.name(), server.tls)).collect();
             assert_eq!(found, expected);
         }
-        let endpoint = config(json!({ "servers": "a", "endpoint": "nats://proxy:7" }));
+        let endpoint = config(&json!({ "servers": "a", "endpoint": "nats://proxy:7" }));
         assert_eq!(servers(&endpoint).expect("valid")[0].name(), "proxy:7");
         for wrong in ["ws://a", "http://a", "nats://"] {
-            let error = servers(&config(json!({ "servers": wrong }))).expect_err(wrong);
+            let error = servers(&config(&json!({ "servers": wrong }))).expect_err(wrong);
             assert_eq!((error.code(), error.detail_str("field")), (Code::ConfigInvalid, Some("servers")), "{wrong}");
         }
     }
 
     #[tokio::test]
     async fn identities_in_each_spelling() {
-        let url = config(json!({ "servers": "nats://us%40er:p%3Aw@h" }));
+        let url = config(&json!({ "servers": "nats://us%40er:p%3Aw@h" }));
         let server = &servers(&url).expect("valid")[0];
         assert!(!format!("{server:?} {}", server.addr().as_url_str()).contains("er"), "no credentials reach the client's logs");
         let auth = answer(None, server, b"").expect("an answer");
         assert_eq!((auth.username.as_deref(), auth.password.as_deref()), (Some("us@er"), Some("p:w")));
-        let own = config(json!({ "servers": "nats://x:y@h", "user": "u", "pass": "p" }));
+        let own = config(&json!({ "servers": "nats://x:y@h", "user": "u", "pass": "p" }));
         let auth = answer(identity(&own).await.expect("valid").as_ref(), server, b"").expect("an answer");
         assert_eq!((auth.username.as_deref(), auth.password.as_deref()), (Some("u"), Some("p")));
-        let token = config(json!({ "servers": "nats://tok@h" }));
+        let token = config(&json!({ "servers": "nats://tok@h" }));
         let auth = answer(None, &servers(&token).expect("valid")[0], b"").expect("an answer");
         assert_eq!(auth.token.as_deref(), Some("tok"));
     }
@@ -203,14 +203,14 @@ mod tests {
         let path = dir.path().join("user.creds");
         std::fs::write(&path, &text).expect("written");
         for given in [text.clone(), path.to_string_lossy().into_owned()] {
-            let config = config(json!({ "servers": "h", "creds": given }));
+            let config = config(&json!({ "servers": "h", "creds": given }));
             let identity = identity(&config).await.expect("valid");
             let auth = answer(identity.as_ref(), &servers(&config).expect("valid")[0], b"nonce").expect("an answer");
             assert_eq!((auth.jwt.as_deref(), auth.signature.map(|s| s.len())), (Some("jwt.of.user"), Some(64)));
         }
         let broken = text.replace(&seed, "SUAHUNTER2");
         for given in [broken, "/none/user.creds".into(), "-----BEGIN NATS USER JWT-----\nx\n".into()] {
-            let error = identity(&config(json!({ "servers": "h", "creds": given }))).await.err().expect("refused");
+            let error = identity(&config(&json!({ "servers": "h", "creds": given }))).await.err().expect("refused");
             assert_eq!((error.code(), error.detail_str("field")), (Code::InputInvalid, Some("creds")));
             assert!(!error.to_string().contains("HUNTER2"), "{error}");
         }

@@ -95,9 +95,7 @@ pub(crate) fn refused(error: &std::io::Error) -> Error {
             format!("the server's certificate is not accepted: {why}"),
             "give the authority that signed it in `tls.ca`, and its name in `tls.serverName`",
         ),
-        Some(rustls::Error::InvalidMessage(_)) => {
-            ("what answers there does not speak TLS".to_owned(), "use the server's TLS port, or leave TLS out")
-        }
+        Some(rustls::Error::InvalidMessage(_)) => ("what answers there does not speak TLS".to_owned(), NO_TLS),
         Some(rustls::Error::AlertReceived(alert)) => (
             format!("the server ended the TLS handshake: {alert:?}"),
             "check `tls.cert` and `tls.key`: the server may want a client certificate",
@@ -149,6 +147,13 @@ impl ServerCertVerifier for Named {
         self.inner.supported_verify_schemes()
     }
 }
+/// Nothing answered the handshake.
+pub(crate) fn unanswered() -> Error {
+    let why = "nothing answers the TLS handshake: what is there may not speak TLS";
+    Error::new(Code::ConnectionFailed, why).reason("tls").next(NO_TLS)
+}
+
+const NO_TLS: &str = "use the server's TLS port, or leave TLS out";
 
 /// Accepts any certificate: `insecure`.
 #[derive(Debug)]

@@ -54,6 +54,8 @@ fn read_up_to(start: &Start) -> Result<String> {
 
 impl Core {
     pub(super) async fn ensure_streams(&self, topic: &TopicSpec, groups: &[GroupSpec]) -> Result<Ensured> {
+        // There before anything is noted: a connection made later means that one broke.
+        self.produce.wire().await?;
         let ensured = if self.create { self.make(topic, groups).await? } else { self.look(topic, groups).await? };
         let mut known = self.known.lock();
         let shards = topic.shards.max(1);
@@ -227,15 +229,18 @@ impl Core {
     }
 
     pub(super) async fn seek_streams(&self, topic: &TopicSpec, group: &str, to: &Start) -> Result<()> {
-        let (streams, up_to) = match to {
+        let shards = 0..topic.shards.max(1);
+        let (shards, up_to) = match to {
             Start::Position { shard, offset } if *shard < topic.shards.max(1) => {
-                (vec![keys::stream(&topic.name, topic.shards, *shard)], EntryId::from_offset(*offset).before().to_string())
+                (*shard..*shard + 1, EntryId::from_offset(*offset).before().to_string())
             }
             Start::Position { .. } => return Err(Error::input("shard", format!("the topic has {} shards", topic.shards))),
-            other => (keys::streams(topic), read_up_to(other)?),
+            other => (shards, read_up_to(other)?),
         };
-        let keys: Vec<&str> = streams.iter().map(|stream| &**stream).collect();
-        let places = vec![up_to; keys.len()];
+        let meta = keys::meta(&topic.name);
+        let streams: Vec<_> = shards.clone().map(|shard| keys::stream(&topic.name, topic.shards, shard)).collect();
+        let keys: Vec<&str> = [&*meta].into_iter().chain(streams.iter().map(|stream| &**stream)).collect();
+        let places: Vec<String> = shards.flat_map(|shard| [keys::round(shard, group), up_to.clone()]).collect();
         let moved = self.work.run(&SEEK, &keys, &[&group, &places], Code::SubscribeFailed).await;
         moved.map(drop).map_err(|error| match error.code() {
             Code::GroupNotFound => no_group(&topic.name, group),

@@ -75,7 +75,8 @@ pub(super) fn server(error: &ServerError, other: Code) -> Error {
         "WRONGTYPE" => Error::new(Code::ConfigInvalid, "a key of this name is there and is no stream")
             .reason("not_a_stream")
             .next("choose another name for the topic, or remove the key"),
-        "NOGROUP" => gone("the group or its stream is not there"),
+        // A read that waited for a stream that was removed meanwhile.
+        "NOGROUP" | "UNBLOCKED" => gone("the group or its stream is not there"),
         "EXECABORT" if text.contains("OOM") => server_full(),
         "ERR" if text.starts_with("max number of clients") => connection("Redis has no room for another client").reason("too_many_clients"),
         "ERR" if text.starts_with("DB index") => {
@@ -135,6 +136,7 @@ mod tests {
             ("MOVED 1234 10.0.0.1:6379", Code::CapabilityUnsupported, Some("cluster"), false),
             ("WRONGTYPE Operation against a key holding the wrong kind of value", Code::ConfigInvalid, Some("not_a_stream"), false),
             ("NOGROUP No such key 'x' or consumer group 'g'", Code::GroupNotFound, Some("data_gone"), false),
+            ("UNBLOCKED the stream key no longer exists", Code::GroupNotFound, Some("data_gone"), false),
             ("ERR DB index is out of range", Code::ConfigInvalid, None, false),
             ("ERR something else", Code::SubscribeFailed, None, true),
         ] {

@@ -8,8 +8,9 @@ use redis::Value;
 use super::admin::entries;
 use super::envelope::bytes;
 use super::id::EntryId;
-use super::link::{int, items};
-use super::script::{REAP, TRIM};
+use super::link::{Call, int, items, strange};
+use super::reader::round;
+use super::script::{REAP, RECLAIM, TRIM};
 use super::settle::RELEASED;
 use super::shards::read_lanes;
 use super::state::{Came, Phase};
@@ -17,6 +18,7 @@ use super::subscription::Shared;
 use super::target::pairs;
 use crate::error::{Code, Result};
 use crate::message::millis;
+use crate::provider::{Signal, SubscriptionState};
 
 /// Consumers that have nothing pending and gave no sign of life for so long are removed.
 const DEAD: Duration = Duration::from_secs(3600);
@@ -120,15 +122,14 @@ impl Shared {
         if old {
             self.beat().await?;
         }
-        let lanes: Vec<(usize, Arc<str>)> = {
+        let lanes: Vec<usize> = {
             let state = self.state.lock();
             // While the reader drains a lane it claims itself.
             let plain = state.lanes.iter().enumerate().filter(|(_, lane)| !lane.ordered && lane.phase == Phase::Reading);
-            plain.map(|(at, lane)| (at, Arc::clone(&lane.stream))).collect()
+            plain.map(|(at, _)| at).collect()
         };
         for part in lanes.chunks(STREAMS) {
-            let mut open: Vec<(usize, Arc<str>, EntryId)> =
-                part.iter().map(|(at, stream)| (*at, Arc::clone(stream), EntryId::default())).collect();
+            let mut open: Vec<(usize, EntryId)> = part.iter().map(|at| (*at, EntryId::default())).collect();
             for _ in 0..PAGES {
                 let room = self.state.lock().room(self.prefetch);
                 if open.is_empty() || room == 0 {
@@ -141,56 +142,54 @@ impl Shared {
         Ok(())
     }
 
-    /// One call for each of these streams; returns those that are not through.
-    async fn reclaim_page(&self, open: Vec<(usize, Arc<str>, EntryId)>, count: usize) -> Result<Vec<(usize, Arc<str>, EntryId)>> {
-        let mut pipeline = redis::pipe();
+    /// One call for each of these lanes; returns those that are not through.
+    async fn reclaim_page(&self, open: Vec<(usize, EntryId)>, count: usize) -> Result<Vec<(usize, EntryId)>> {
+        let places: Vec<_> = {
+            let state = self.state.lock();
+            open.iter().map(|(at, _)| state.lanes[*at].place()).collect()
+        };
+        let (group, member): (&str, &str) = (&self.group, &self.member);
         let lease = millis(self.lease());
-        for (_, stream, from) in &open {
-            let cmd = pipeline.cmd("XAUTOCLAIM").arg(&**stream).arg(&*self.group).arg(&*self.member);
-            cmd.arg(lease).arg(from).arg("COUNT").arg(count);
+        let mut calls: Vec<Call<'_>> = Vec::with_capacity(open.len());
+        for (place, (_, from)) in places.iter().zip(&open) {
+            calls.push((vec![&*place.stream, &*place.meta], vec![&group, place, &member, &lease, from, &count]));
         }
         let now = Instant::now();
-        let answers = self.core.work.pipe(&pipeline).await?;
+        let answers = self.core.work.run_all(&RECLAIM, &calls).await?;
         let mut more = Vec::new();
-        for ((lane, stream, _), answer) in open.into_iter().zip(answers) {
-            let mut answer = items(super::link::accepted(answer, Code::SubscribeFailed)?).into_iter();
-            let next = answer.next().and_then(|id| EntryId::of(&id)).unwrap_or_default();
-            let claimed: Vec<_> = answer.next().map(|list| entries(list).collect()).unwrap_or_default();
-            let trimmed = answer.next().map_or(0, |list| items(list).len());
-            if trimmed > 0 {
+        for ((lane, _), answer) in open.iter().zip(answers) {
+            let answer = items(super::link::accepted(answer, Code::SubscribeFailed)?);
+            let Ok([now_round, next, claimed, counts, trimmed]) = <[Value; 5]>::try_from(answer) else { return Err(strange("a claim")) };
+            if let Some(trimmed) = int(&trimmed).and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0) {
                 self.note_trimmed(trimmed);
             }
-            if !claimed.is_empty() {
-                let came = self.with_counts(&stream, claimed).await?;
-                self.state.lock().admit(lane, came, now, self.lease());
-                self.arrived.notify_waiters();
+            let count = |count: &Value| int(count).and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
+            let counts: Vec<u32> = items(counts).iter().map(count).collect();
+            let came: Vec<Came> = entries(claimed).zip(counts).map(|((id, fields), count)| (id, fields, count)).collect();
+            {
+                let mut state = self.state.lock();
+                state.set_round(*lane, round(&now_round));
+                // Claimed in an earlier round than the one that is known meanwhile: pending for nobody.
+                if state.lanes[*lane].round == round(&now_round) {
+                    state.admit(*lane, came, now, self.lease());
+                }
             }
-            if next != EntryId::default() {
-                more.push((lane, stream, next));
+            self.arrived.notify_waiters();
+            match EntryId::of(&next) {
+                Some(next) if next != EntryId::default() => more.push((*lane, next)),
+                _ => {}
             }
         }
         Ok(more)
     }
 
-    /// The server does not say with an entry how often it was handed out: asked for each.
-    async fn with_counts(&self, stream: &str, claimed: Vec<(EntryId, Vec<Value>)>) -> Result<Vec<Came>> {
-        let mut pipeline = redis::pipe();
-        for (id, _) in &claimed {
-            pipeline.cmd("XPENDING").arg(stream).arg(&*self.group).arg(id).arg(id).arg(1);
-        }
-        let answers = self.core.work.pipe(&pipeline).await?;
-        let count = |answer: Value| {
-            let entry = items(items(answer).into_iter().next()?);
-            entry.get(3).and_then(int).and_then(|count| u32::try_from(count).ok())
-        };
-        // One that is not pending any more was settled by somebody else in between.
-        let with = claimed.into_iter().zip(answers).filter_map(|((id, fields), answer)| Some((id, fields, count(answer)?)));
-        Ok(with.collect())
-    }
-
     /// Removes settled entries that need not be kept, and now and then consumers that are long gone.
     async fn trim(&self, reap: bool) -> Result<()> {
         let options = &self.core.options;
+        let quiet = self.trimmed.lock().take_if(|last| last.elapsed() > options.trim);
+        if quiet.is_some() {
+            self.signal(Signal::State(SubscriptionState::Live));
+        }
         let streams: Vec<Arc<str>> = self.state.lock().lanes.iter().map(|lane| Arc::clone(&lane.stream)).collect();
         let bounds = [millis(options.keep_age), options.keep_count, options.keep_bytes];
         for stream in &streams {

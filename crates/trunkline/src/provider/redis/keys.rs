@@ -19,6 +19,11 @@ pub(super) fn meta(topic: &str) -> String {
     format!("{topic}:trunkline")
 }
 
+/// In the meta hash: how often a group was set back on a shard. What was handed out in an earlier round is stale.
+pub(super) fn round(shard: u32, group: &str) -> String {
+    format!("round:{shard}:{group}")
+}
+
 /// A sorted set: the members of a group of an ordered topic, by when their sign of life ends.
 pub(super) fn members(topic: &str, group: &str) -> String {
     format!("{topic}:trunkline:members:{group}")

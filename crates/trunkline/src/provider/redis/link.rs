@@ -98,11 +98,29 @@ impl Link {
     /// Runs a script; the server learns it on its first use.
     pub(super) async fn run(&self, script: &Script, keys: &[&str], args: &[&dyn Argument], other: Code) -> Result<Value> {
         let known = self.ask(&script.call(true, keys, args)).await?;
-        let value = match known {
-            Value::ServerError(refused) if refused.code() == "NOSCRIPT" => self.ask(&script.call(false, keys, args)).await?,
-            value => value,
-        };
+        let value = if is_unknown_script(&known) { self.ask(&script.call(false, keys, args)).await? } else { known };
         accepted(value, other)
+    }
+
+    /// Runs a script several times at once.
+    pub(super) async fn run_all(&self, script: &Script, calls: &[Call<'_>]) -> Result<Vec<Value>> {
+        let mut pipeline = Pipeline::with_capacity(calls.len());
+        for (keys, args) in calls {
+            pipeline.add_command(script.call(true, keys, args));
+        }
+        let mut answers = self.pipe(&pipeline).await?;
+        if answers.iter().any(is_unknown_script) {
+            // None of these did anything.
+            let mut again = Pipeline::new();
+            for (call, _) in calls.iter().zip(&answers).filter(|(_, answer)| is_unknown_script(answer)) {
+                again.add_command(script.call(false, &call.0, &call.1));
+            }
+            let mut learnt = self.pipe(&again).await?.into_iter();
+            for answer in answers.iter_mut().filter(|answer| is_unknown_script(answer)) {
+                *answer = learnt.next().unwrap_or(Value::Nil);
+            }
+        }
+        Ok(answers)
     }
 
     fn answered<T>(&self, wire: &Arc<Wire>, answer: Result<Result<T, RedisError>, tokio::time::error::Elapsed>) -> Result<T, Failed> {
@@ -140,6 +158,13 @@ impl Link {
             wire.end();
         }
     }
+}
+
+/// The keys and arguments of a script.
+pub(super) type Call<'a> = (Vec<&'a str>, Vec<&'a dyn Argument>);
+
+fn is_unknown_script(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(refused) if refused.code() == "NOSCRIPT")
 }
 
 /// What a script takes beside its keys.

@@ -263,7 +263,7 @@ impl Provider for Redis {
         self.0.produce.close();
         self.0.work.close();
         let members = std::mem::take(&mut *self.0.members.lock());
-        members.iter().filter_map(Weak::upgrade).for_each(|member| member.end(error::closed()));
+        members.iter().filter_map(Weak::upgrade).for_each(|member| member.cut());
         let listeners = std::mem::take(&mut *self.0.listeners.lock());
         listeners.iter().filter_map(Weak::upgrade).for_each(|listener| listener.end(error::closed()));
     }

@@ -104,10 +104,14 @@ fn ask_streams(pipeline: &mut Pipeline, create: bool, key: &str) {
     pipeline.cmd("XRANGE").arg(key).arg("-").arg("+").arg("COUNT").arg(1);
     pipeline.cmd("XTRIM").arg(key).arg("MINID").arg("0-1");
     pipeline.cmd("XLEN").arg(key);
+    pipeline.cmd("XINFO").arg("CONSUMERS").arg(key).arg(GROUP);
+    pipeline.cmd("XGROUP").arg("DELCONSUMER").arg(key).arg(GROUP).arg(GROUP);
+    pipeline.cmd("HGET").arg(key).arg(GROUP);
+    pipeline.cmd("EXISTS").arg(key);
+    pipeline.cmd("TIME");
     pipeline.cmd("EVAL").arg("return 1").arg(1).arg(key);
     if create {
         pipeline.cmd("XGROUP").arg("DESTROY").arg(key).arg(GROUP);
-        pipeline.cmd("EXISTS").arg(key);
         pipeline.cmd("DEL").arg(key);
     }
 }

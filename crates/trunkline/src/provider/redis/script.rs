@@ -54,10 +54,12 @@ scripts! {
     KEEP = "keep";
     /// Gives entries back: to be claimed at once or later.
     RELEASE = "release";
-    /// Acks entries of a shard, for its owner.
+    /// Acks entries, unless the group was set back or the shard has another owner.
     ACK = "ack";
-    /// Takes pending entries of a shard over, for its owner.
+    /// Takes pending entries over: of an ordered shard only for its owner.
     CLAIM = "claim";
+    /// Takes over entries whose lease has ended.
+    RECLAIM = "reclaim";
     /// Says that a member lives, renews what it owns, and takes what is free up to its share.
     OWN = "own";
     /// Gives up the ownership of a shard.

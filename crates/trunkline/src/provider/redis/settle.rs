@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use super::id::EntryId;
-use super::link::{int, items};
+use super::link::{Argument, Call, int, items};
+use super::reader::round;
 use super::script::{ACK, KEEP, REAP, RELEASE};
-use super::state::Held;
+use super::state::{Held, Place};
 use super::subscription::Shared;
 use crate::delivery::{Settle, Settled, Token};
 use crate::error::{Code, Result};
@@ -20,8 +21,9 @@ pub(super) const CHUNK: usize = 1_000;
 const AT_ONCE: Duration = Duration::from_secs(3600);
 /// Who holds what was given back. Nobody reads under this name.
 pub(super) const RELEASED: &str = "trunkline:released";
-/// A group that was set back is read again at once: how long a settle that met nothing waits for that.
-const SET_BACK: Duration = Duration::from_millis(250);
+/// What an ack is answered instead of a number.
+const NOT_OWNER: i64 = -1;
+const SET_BACK: i64 = -2;
 
 /// An entry to be given back: where, how long it is to count as idle, with which count.
 struct Back {
@@ -29,6 +31,17 @@ struct Back {
     idle: Duration,
     count: u32,
     answer: Option<usize>,
+}
+
+/// Ids of one lane that are acked by one call.
+struct Part<'a> {
+    at: usize,
+    items: &'a [(usize, EntryId)],
+    ids: Vec<EntryId>,
+    place: Place,
+    key: Option<String>,
+    /// The owner it must be, where the lane is ordered.
+    owner: String,
 }
 
 /// Ids of one lane, each with the place of its answer.
@@ -104,43 +117,46 @@ impl Shared {
     }
 
     async fn ack(&self, acks: Acks, answers: &mut [Settled]) {
-        let mut pipeline = redis::pipe();
-        let mut sent = Vec::new();
-        let mut strange = false;
-        for (lane, items) in acks {
-            let (stream, owner) = {
-                let state = self.state.lock();
-                let lane = &state.lanes[lane];
-                (Arc::clone(&lane.stream), lane.ordered.then(|| (self.owner_key(lane), self.owner(lane))))
+        let parts: Vec<Part> = {
+            let state = self.state.lock();
+            let parts = acks.iter().flat_map(|(at, items)| items.chunks(CHUNK).map(|items| (*at, items)));
+            parts
+                .map(|(at, items)| {
+                    let lane = &state.lanes[at];
+                    let owner = lane.ordered.then(|| (self.owner_key(lane), self.owner(lane)));
+                    let (key, owner) = owner.unzip();
+                    let place = lane.place();
+                    Part { at, items, ids: items.iter().map(|(_, id)| *id).collect(), place, key, owner: owner.unwrap_or_default() }
+                })
+                .collect()
+        };
+        let group: &str = &self.group;
+        let mut calls: Vec<Call<'_>> = Vec::with_capacity(parts.len());
+        for part in &parts {
+            let keys = [&*part.place.stream, &*part.place.meta].into_iter().chain(part.key.as_deref()).collect();
+            calls.push((keys, vec![&group, &part.place, &part.owner, &part.ids]));
+        }
+        let acked = self.core.work.run_all(&ACK, &calls).await.unwrap_or_default();
+        let mut acked = acked.into_iter();
+        for part in &parts {
+            let numbers: Vec<i64> = acked.next().map(items).unwrap_or_default().iter().filter_map(int).collect();
+            let all = i64::try_from(part.ids.len()).unwrap_or(i64::MAX);
+            let answer = match numbers.first() {
+                Some(acked) if *acked == all => Settled::Settled,
+                // None of them was pending, or not for us.
+                Some(acked) if *acked <= 0 => Settled::Stale,
+                // Some of them were not, or nothing came back: nobody can say which.
+                _ => Settled::Unknown,
             };
-            for part in items.chunks(CHUNK) {
-                if let Some((key, owner)) = &owner {
-                    let ids: Vec<EntryId> = part.iter().map(|(_, id)| *id).collect();
-                    let acked = self.core.work.run(&ACK, &[&stream, key], &[&&*self.group, owner, &ids], Code::SubscribeFailed).await;
-                    let acked = acked.ok().as_ref().and_then(int);
-                    strange |= note(part, acked, answers);
-                    if acked == Some(-1) {
-                        self.state.lock().lose_lane(lane);
-                        self.arrived.notify_waiters();
-                    }
-                    continue;
-                }
-                let cmd = pipeline.cmd("XACK").arg(&*stream).arg(&*self.group);
-                for (_, id) in part {
-                    cmd.arg(id);
-                }
-                sent.push(part.to_vec());
+            part.items.iter().for_each(|(at, _)| answers[*at] = answer);
+            let mut state = self.state.lock();
+            match numbers[..] {
+                [NOT_OWNER, _] => state.lose_lane(part.at),
+                [SET_BACK, round] => state.set_round(part.at, u64::try_from(round).unwrap_or(0)),
+                _ => continue,
             }
-        }
-        if !sent.is_empty() {
-            let acked = self.core.work.pipe(&pipeline).await.unwrap_or_default();
-            for (at, part) in sent.iter().enumerate() {
-                strange |= note(part, acked.get(at).and_then(int), answers);
-            }
-        }
-        if strange {
-            // The group was set back, or made anew: what it is handed now is read before anything more is said.
-            self.quiet(Instant::now() + SET_BACK).await;
+            drop(state);
+            self.arrived.notify_waiters();
         }
     }
 
@@ -154,26 +170,25 @@ impl Shared {
             }
         }
         for (lane, mut list) in by_lane {
-            let stream = {
+            let place = {
                 let mut state = self.state.lock();
                 let behind = state.hold_back(lane);
                 list.extend(uncounted(behind));
-                Arc::clone(&state.lanes[lane].stream)
+                state.lanes[lane].place()
             };
             for part in list.chunks(CHUNK / 3) {
                 let mut args: Vec<String> = Vec::with_capacity(part.len() * 3);
                 for back in part {
                     args.extend([back.held.id.to_string(), millis(back.idle).to_string(), back.count.to_string()]);
                 }
-                let given = self
-                    .core
-                    .work
-                    .run(&RELEASE, &[&stream], &[&&*self.group, &&*self.member, &RELEASED, &args], Code::SubscribeFailed)
-                    .await;
+                let keys = [&*place.stream, &*place.meta];
+                let head: [&dyn Argument; 5] = [&&*self.group, &place, &&*self.member, &RELEASED, &args];
+                let given = self.core.work.run(&RELEASE, &keys, &head, Code::SubscribeFailed).await;
+                // The round, then an answer for each.
                 let given: Option<Vec<Value>> = given.ok().map(items);
                 for (at, back) in part.iter().enumerate() {
                     let Some(answer) = back.answer else { continue };
-                    answers[answer] = match given.as_ref().and_then(|given| given.get(at)).and_then(int) {
+                    answers[answer] = match given.as_ref().and_then(|given| given.get(at + 1)).and_then(int) {
                         Some(1) => Settled::Settled,
                         Some(_) => Settled::Stale,
                         None => Settled::Unknown,
@@ -246,23 +261,19 @@ impl Shared {
     }
 
     /// Renews these, ascending, and returns those that are pending for this member no more.
-    async fn keep_ids(&self, lane: usize, ids: &[EntryId]) -> Result<Vec<EntryId>> {
-        let stream = Arc::clone(&self.state.lock().lanes[lane].stream);
-        let lost = self.core.work.run(&KEEP, &[&stream], &[&&*self.group, &&*self.member, &ids], Code::SubscribeFailed).await?;
-        Ok(items(lost).iter().filter_map(EntryId::of).collect())
+    pub(super) async fn keep_ids(&self, lane: usize, ids: &[EntryId]) -> Result<Vec<EntryId>> {
+        let place = self.state.lock().lanes[lane].place();
+        let keys = [&*place.stream, &*place.meta];
+        let args: [&dyn Argument; 4] = [&&*self.group, &place, &&*self.member, &ids];
+        let answer = items(self.core.work.run(&KEEP, &keys, &args, Code::SubscribeFailed).await?);
+        if let Some(now) = answer.first().map(round)
+            && now > place.round
+        {
+            self.state.lock().set_round(lane, now);
+            self.arrived.notify_waiters();
+        }
+        Ok(answer.iter().skip(1).filter_map(EntryId::of).collect())
     }
-}
-
-/// Answers for a part of an ack: all of it held, or nothing, or it cannot be said which. `true` if not all of it held.
-fn note(part: &[(usize, EntryId)], acked: Option<i64>, answers: &mut [Settled]) -> bool {
-    let all = i64::try_from(part.len()).unwrap_or(i64::MAX);
-    let answer = match acked {
-        Some(acked) if acked == all => Settled::Settled,
-        Some(acked) if acked <= 0 => Settled::Stale,
-        _ => Settled::Unknown,
-    };
-    part.iter().for_each(|(at, _)| answers[*at] = answer);
-    acked.is_some_and(|acked| acked != all)
 }
 
 fn uncounted(held: Vec<Held>) -> Vec<Back> {

@@ -5,14 +5,15 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::Value;
+use redis::{Cmd, Value};
 
-use super::envelope;
 use super::id::EntryId;
+use super::link::Argument;
+use super::{envelope, keys};
 use crate::delivery::{Deliveries, Delivery, Position, Token};
 use crate::error::Error;
 use crate::provider::net::slab::Slab;
-use crate::provider::{Prefetch, Signal};
+use crate::provider::{Prefetch, Signal, TopicSpec};
 
 /// An entry that is pending for this member.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +43,11 @@ pub(super) struct Lane {
     pub(super) route: usize,
     pub(super) shard: u32,
     pub(super) stream: Arc<str>,
+    /// The topic's meta hash, and in it the field of the round.
+    pub(super) meta: Arc<str>,
+    pub(super) round_field: Arc<str>,
+    /// How often the group was set back here. All that is in hand is of this round.
+    pub(super) round: u64,
     pub(super) ordered: bool,
     pub(super) phase: Phase,
     /// The number of the ownership; 0 where there is no order.
@@ -58,12 +64,48 @@ pub(super) struct Lane {
     pub(super) drains: u64,
 }
 
+/// Where a call about a lane goes, and in which round: as it was when it was made.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) stream: Arc<str>,
+    pub(super) meta: Arc<str>,
+    pub(super) field: Arc<str>,
+    pub(super) round: u64,
+}
+
+impl Argument for Place {
+    fn put(&self, cmd: &mut Cmd) {
+        cmd.arg(&*self.field).arg(self.round);
+    }
+}
+
 impl Lane {
-    pub(super) fn new(route: usize, shard: u32, stream: Arc<str>, ordered: bool) -> Self {
+    pub(super) fn place(&self) -> Place {
+        let Lane { stream, meta, round_field, round, .. } = self;
+        Place { stream: Arc::clone(stream), meta: Arc::clone(meta), field: Arc::clone(round_field), round: *round }
+    }
+
+    pub(super) fn new(route: usize, topic: &TopicSpec, shard: u32, group: &str) -> Self {
+        let ordered = topic.ordered;
         // What an earlier subscription of this member left comes first.
         let phase = if ordered { Phase::Idle } else { Phase::Draining(EntryId::default()) };
         let owned_until = Instant::now();
-        Lane { route, shard, stream, ordered, phase, epoch: 0, owned_until, revoking: None, leaving: false, held_back: false, drains: 0 }
+        Lane {
+            route,
+            shard,
+            stream: keys::stream(&topic.name, topic.shards, shard),
+            meta: keys::meta(&topic.name).into(),
+            round_field: keys::round(shard, group).into(),
+            round: 0,
+            ordered,
+            phase,
+            epoch: 0,
+            owned_until,
+            revoking: None,
+            leaving: false,
+            held_back: false,
+            drains: 0,
+        }
     }
 
     pub(super) fn is_owned(&self) -> bool {
@@ -140,7 +182,7 @@ impl State {
             return 0;
         }
         // The first one shows how large they are.
-        let fitting = if self.largest == 0 { 1 } else { (bytes - self.bytes) / self.largest };
+        let fitting = (bytes - self.bytes).checked_div(self.largest).unwrap_or(1);
         fitting.clamp(1, count - self.count)
     }
 
@@ -339,6 +381,19 @@ impl State {
         }
     }
 
+    /// The group was set back on a lane: what is in hand of it is stale, and nothing of it is pending any more.
+    pub(super) fn set_round(&mut self, at: usize, round: u64) {
+        if round <= self.lanes[at].round {
+            return;
+        }
+        self.lanes[at].round = round;
+        self.take_buffered(|lane| lane == at);
+        let tokens: Vec<Token> = self.held.iter().filter(|(_, held)| held.lane == at).map(|(token, _)| token).collect();
+        for token in tokens {
+            self.release(token);
+        }
+    }
+
     /// Pending entries of a lane are fetched again before anything new.
     pub(super) fn drain_again(&mut self, at: usize) {
         let lane = &mut self.lanes[at];
@@ -372,7 +427,8 @@ mod tests {
 
     fn lane(shard: u32, ordered: bool) -> Lane {
         let phase = if ordered { Phase::Idle } else { Phase::Reading };
-        Lane { phase, ..Lane::new(0, shard, format!("s{shard}").into(), ordered) }
+        let topic = TopicSpec { name: "t".into(), shards: 2, ordered };
+        Lane { phase, ..Lane::new(0, &topic, shard, "g") }
     }
 
     fn came(ms: std::ops::Range<u64>, size: usize) -> Vec<Came> {
@@ -438,6 +494,21 @@ mod tests {
         state.lose_lane(1);
         assert_eq!((state.held.len(), state.count, state.signals.len()), (0, 0, 1));
         assert!(matches!(state.take(9, usize::MAX)[..], [Signal::Lost { shard: 1, .. }]));
+    }
+
+    #[test]
+    fn what_was_handed_out_before_the_group_was_set_back_is_stale() {
+        let mut state = State::new(vec![lane(0, false), lane(1, false)]);
+        let now = Instant::now();
+        state.admit(0, came(0..4, 1), now, LEASE);
+        state.admit(1, came(0..2, 1), now, LEASE);
+        let Some(Signal::Deliveries { items, .. }) = state.take(2, usize::MAX).pop() else { panic!("two") };
+        state.set_round(0, 1);
+        assert!(items.iter().all(|item| state.release(item.token).is_none()));
+        assert_eq!((state.held.len(), offsets(&state.take(9, usize::MAX))), (2, vec![0, 1]), "the other lane's");
+        state.admit(0, came(0..4, 1), now, LEASE);
+        state.set_round(0, 1);
+        assert_eq!(offsets(&state.take(9, usize::MAX)), [0, 1, 2, 3], "of this round");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! One member of a group on streams.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -11,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::state::{Lane, State};
-use super::{Core, error, keeper, keys, reader};
+use super::{Core, error, keeper, reader};
 use crate::delivery::{Settle, Settled, Token};
 use crate::error::{Code, Error, Result};
 use crate::provider::{Prefetch, Signal, SubscribeOptions, Subscription, SubscriptionState, TopicSpec};
@@ -35,14 +34,16 @@ pub(super) struct Shared {
     /// Told to the keeper: something is due.
     pub(super) woken: Notify,
     pub(super) stop: CancellationToken,
+    /// The connections are closed: not even a read that is under way is waited for.
+    pub(super) cut: CancellationToken,
     /// Reads begun, and reads ended.
     pub(super) reads: watch::Sender<(u64, u64)>,
     /// The number of the reader's connection on the server.
     pub(super) reader: i64,
     /// One at a time looks at who owns which shard, or gives one up.
     pub(super) moving: tokio::sync::Mutex<()>,
-    /// Whether entries were lost to somebody's trimming and it was said.
-    pub(super) trimmed: AtomicBool,
+    /// When entries were last found lost to somebody's trimming, while that is said.
+    pub(super) trimmed: Mutex<Option<Instant>>,
 }
 
 impl Shared {
@@ -54,6 +55,12 @@ impl Shared {
         }
         self.stop.cancel();
         self.arrived.notify_waiters();
+    }
+
+    /// Ends it together with its connection.
+    pub(super) fn cut(&self) {
+        self.end(error::closed());
+        self.cut.cancel();
     }
 
     pub(super) fn lease(&self) -> Duration {
@@ -93,8 +100,8 @@ impl StreamSubscription {
         let wire = core.target.open(None).await?;
         let mut lanes = Vec::new();
         for (route, topic) in routes.iter().enumerate() {
-            for (shard, stream) in (0..).zip(keys::streams(topic)) {
-                lanes.push(Lane::new(route, shard, stream, topic.ordered));
+            for shard in 0..topic.shards.max(1) {
+                lanes.push(Lane::new(route, topic, shard, group));
             }
         }
         let shared = Arc::new(Shared {
@@ -108,10 +115,11 @@ impl StreamSubscription {
             wanted: Notify::new(),
             woken: Notify::new(),
             stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
             reads: watch::Sender::new((0, 0)),
             reader: wire.hello.id,
             moving: tokio::sync::Mutex::new(()),
-            trimmed: AtomicBool::new(false),
+            trimmed: Mutex::new(None),
         });
         let was_lost = {
             let mut lost = core.lost.lock();

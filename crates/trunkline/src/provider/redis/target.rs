@@ -218,7 +218,10 @@ impl Target {
     /// `CONNECTION_FAILED` with `details.reason: tls`.
     pub(super) async fn secure(&self, socket: Box<dyn Io>) -> Result<Box<dyn Io>> {
         let Some((config, name)) = &self.tls else { return Ok(socket) };
-        let shaken = step("tls", TlsConnector::from(Arc::clone(config)).connect(name.clone(), socket)).await?;
+        let handshake = TlsConnector::from(Arc::clone(config)).connect(name.clone(), socket);
+        // A Redis without TLS takes the first bytes for half a command, and waits for the rest.
+        let unanswered = |_| tls::unanswered().detail("stage", "tls");
+        let shaken = tokio::time::timeout(STEP, handshake).await.map_err(unanswered)?;
         Ok(Box::new(shaken.map_err(|e| tls::refused(&e).detail("stage", "tls"))?))
     }
 
