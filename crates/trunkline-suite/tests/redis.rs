@@ -21,8 +21,8 @@ const OPTIONS: Options = Options {
     keep_bytes: 256 << 20,
 };
 
-fn config(value: serde_json::Value) -> RedisConfig {
-    match ProviderConfig::parse(ProviderKind::Redis, &value).expect("a config") {
+fn config(value: &serde_json::Value) -> RedisConfig {
+    match ProviderConfig::parse(ProviderKind::Redis, value).expect("a config") {
         ProviderConfig::Redis(config) => config,
         other => panic!("{other:?}"),
     }
@@ -46,7 +46,7 @@ impl Broker for Real {
     }
 
     async fn open(&self) -> Result<Arc<dyn Provider>> {
-        let config = config(serde_json::json!({ "url": setting("REDIS"), "mode": self.mode }));
+        let config = config(&serde_json::json!({ "url": setting("REDIS"), "mode": self.mode }));
         Ok(Arc::new(Redis::with_options(&config, OPTIONS).await?))
     }
 
