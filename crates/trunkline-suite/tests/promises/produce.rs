@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use trunkline::history::Status;
 use trunkline::{Code, Context, ProduceOptions, Raw};
 
-use trunkline_suite::promise::{Bed, EVENT, Lot};
+use trunkline_suite::promise::{Bed, EVENT, Lot, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_failing_check_is_the_error() {
@@ -101,5 +102,19 @@ async fn a_topic_is_removed_when_nobody_uses_it_and_purged_when_asked() {
     let (consumer, seen) = bed.watch(|_, c| c.process_id).await;
     assert_eq!(seen.wait(1).await, [id]);
     consumer.close(Duration::from_secs(5)).await;
+    bed.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_after_a_confirm_or_a_settle_finds_it_in_the_history() {
+    let bed = Bed::new(Lot::Store).await;
+    let (consumer, _seen) = bed.watch(|_, c| c.process_id).await;
+    for n in 0..200 {
+        let id = bed.produce(n).await;
+        assert!(bed.env.message(id).await.unwrap().is_some(), "{n}: confirmed, and not in the history");
+        until("it is settled", || async { consumer.settled() > n }).await;
+        let record = bed.env.message(id).await.unwrap().expect("the message");
+        assert!(record.groups.iter().any(|group| group.status == Status::Delivered), "{n}: settled, and not in the history: {record:?}");
+    }
     bed.close().await;
 }

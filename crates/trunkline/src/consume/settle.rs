@@ -244,13 +244,20 @@ impl Engine {
         }
     }
 
-    /// Records the attempts and frees what the messages held.
-    fn leave(&self, all: Vec<Finished>) {
-        let mut attempts = Vec::new();
+    /// Records the attempts, then frees what the messages held: what is counted as settled is in the record.
+    fn leave(&self, mut all: Vec<Finished>) {
+        let attempts: Vec<_> = all.iter_mut().filter_map(|finished| finished.attempt.take()).collect();
+        if !attempts.is_empty() {
+            self.tracker.record(Batch::Attempts {
+                filed: self.filed.clone(),
+                group: self.group.clone(),
+                consumer: self.member.clone(),
+                items: attempts,
+            });
+        }
         {
             let mut lanes = self.lanes.lock();
             for finished in all {
-                attempts.extend(finished.attempt);
                 if !matches!(finished.then, Then::Record) {
                     lanes.gone(finished.shard, finished.size);
                     if let (Source::Lot(_), Some(lane), true) = (finished.source, finished.lane, !waits(&finished.then)) {
@@ -262,14 +269,6 @@ impl Engine {
         }
         self.space.notify_one();
         self.drained.notify_waiters();
-        if !attempts.is_empty() {
-            self.tracker.record(Batch::Attempts {
-                filed: self.filed.clone(),
-                group: self.group.clone(),
-                consumer: self.member.clone(),
-                items: attempts,
-            });
-        }
     }
 
     fn forget(&self, failed: Vec<Finished>) {

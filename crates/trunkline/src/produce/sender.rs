@@ -334,17 +334,17 @@ impl Shared {
     /// Answers those whose deadline has come with why their last try failed; returns the others.
     fn give_up_late(&self, again: Batch) -> Batch {
         let soon = Instant::now() + AGAIN.0;
-        let (mut kept, mut late) = (Batch::default(), Records::default());
+        let (mut kept, mut late) = (Batch::default(), Finals::default());
         for (message, mut wait) in again.messages.into_iter().zip(again.waits) {
             match wait.last.take_if(|_| wait.deadline <= soon) {
                 Some(error) => {
                     let answer = Err(given_up(error, wait.ambiguous));
-                    late.answer(message, wait, answer, Instant::now());
+                    late.push(message, wait, answer);
                 }
                 None => kept.push(message, wait),
             }
         }
-        self.record(late);
+        self.end(late);
         kept
     }
 
@@ -370,15 +370,15 @@ impl Shared {
 
     /// Answers what is final, returns what may be sent again before its deadline.
     fn settle(&self, batch: Batch, results: Results) -> Batch {
-        let now = Instant::now();
         let Batch { messages, waits } = batch;
         let mut again = Batch::default();
         if results.len() == waits.len() && results.iter().all(Result::is_ok) {
-            let items = waits.into_iter().zip(results).map(|(wait, result)| wait.answer(result.map_err(|failed| failed.error), now));
-            self.record(Records { items: items.collect(), messages });
+            let answers = results.into_iter().map(|result| result.map_err(|failed| failed.error)).collect();
+            self.end(Finals { messages, waits, answers });
             return again;
         }
-        let mut finals = Records::default();
+        let now = Instant::now();
+        let mut finals = Finals::default();
         let mut results = results.into_iter();
         for (message, mut wait) in messages.into_iter().zip(waits) {
             let result = results.next().unwrap_or_else(|| {
@@ -400,55 +400,59 @@ impl Shared {
                     Err(given_up(failed.error, wait.ambiguous))
                 }
             };
-            finals.answer(message, wait, answer, now);
+            finals.push(message, wait, answer);
         }
-        self.record(finals);
+        self.end(finals);
         again
     }
 
-    fn record(&self, records: Records) {
-        let Records { messages, items } = records;
-        if items.is_empty() {
+    /// Records what became of messages, then tells their callers: who asks the history after a confirm finds the message.
+    fn end(&self, finals: Finals) {
+        let Finals { messages, mut waits, answers } = finals;
+        if waits.is_empty() {
             return;
         }
+        let now = Instant::now();
+        let items: Vec<_> = waits.iter_mut().zip(&answers).map(|(wait, answer)| wait.item(answer, now)).collect();
         self.confirmed.fetch_add(items.iter().filter(|item| item.failure.is_none()).count() as u64, Ordering::Relaxed);
         let (filed, producer) = (self.filed.clone(), self.producer.clone());
         self.tracker.record(history::Batch::Produced { filed, producer, messages, items });
+        for (mut wait, answer) in waits.into_iter().zip(answers) {
+            if let Some(done) = wait.done.take() {
+                // The caller may have gone; the message is confirmed all the same.
+                let _ = done.send(answer);
+            }
+        }
     }
 }
 
-/// What is final, on its way to the history.
+/// What is final, one for one: messages, who waits for them, and what each is told.
 #[derive(Debug, Default)]
-struct Records {
+struct Finals {
     messages: Vec<Outgoing>,
-    items: Vec<Produced>,
+    waits: Vec<Wait>,
+    answers: Vec<Result<Position>>,
 }
 
-impl Records {
-    fn answer(&mut self, message: Outgoing, wait: Wait, answer: Result<Position>, now: Instant) {
+impl Finals {
+    fn push(&mut self, message: Outgoing, wait: Wait, answer: Result<Position>) {
         self.messages.push(message);
-        self.items.push(wait.answer(answer, now));
+        self.waits.push(wait);
+        self.answers.push(answer);
     }
 }
 
 impl Wait {
-    /// Tells the caller, and says what became of the message.
-    fn answer(mut self, answer: Result<Position>, now: Instant) -> Produced {
-        let item = Produced {
+    /// What became of the message, for its record.
+    fn item(&mut self, answer: &Result<Position>, now: Instant) -> Produced {
+        let failure = answer.as_ref().err();
+        Produced {
             produced_at: self.produced_at,
             confirm_us: u32::try_from(now.duration_since(self.since).as_micros()).unwrap_or(u32::MAX),
             position: answer.as_ref().ok().copied(),
-            failure: answer
-                .as_ref()
-                .err()
-                .map(|error| Box::new(Failure { code: error.code().as_str(), message: error.message().to_owned() })),
+            failure: failure.map(|error| Box::new(Failure { code: error.code().as_str(), message: error.message().to_owned() })),
             mark: self.mark.take(),
-        };
-        if let Some(done) = self.done.take() {
-            // The caller may have gone; the message is confirmed all the same.
-            let _ = done.send(answer);
         }
-        item
     }
 }
 
