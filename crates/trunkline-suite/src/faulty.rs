@@ -61,6 +61,9 @@ impl Provider for Faulty {
     async fn remove(&self, what: Remove<'_>) -> Result<()> {
         self.0.remove(what).await
     }
+    fn sends_at_once(&self) -> usize {
+        self.0.sends_at_once()
+    }
     async fn send(&self, topic: &TopicSpec, batch: Arc<Vec<Outgoing>>) -> Vec<Result<Position, SendError>> {
         let failed = |ambiguous| {
             let error = Error::new(Code::ConnectionFailed, "the connection broke");

@@ -90,3 +90,20 @@ async fn a_close_in_mid_send_tells_what_the_broker_may_have() {
     let ambiguous = errors.map(|error| (error.code(), error.details().get("ambiguous").and_then(Value::as_bool)));
     assert_eq!(ambiguous, [(Code::Closed, Some(true)), (Code::Closed, Some(false))]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_callers_are_all_answered_while_batches_fail_beside_each_other() {
+    let (bed, faults) = faulty().await;
+    let (consumer, seen) = bed.watch(|_, c| c.process_id).await;
+    for round in 0..20 {
+        faults.unsent.store(round % 3, Ordering::SeqCst);
+        faults.unconfirmed.store(round % 2, Ordering::SeqCst);
+        let calls = (0..400).map(|n| bed.env.produce(EVENT, &n).into_future());
+        let ids = futures_util::future::try_join_all(calls).await.expect("all are confirmed in the end");
+        assert_eq!(ids.len(), 400);
+        let confirmed: std::collections::HashSet<_> = ids.into_iter().map(|receipt| receipt.process_id).collect();
+        until("all that was confirmed comes", || async { seen.all().iter().filter(|id| confirmed.contains(id)).count() >= 400 }).await;
+    }
+    consumer.close(Duration::from_secs(5)).await;
+    bed.close().await;
+}

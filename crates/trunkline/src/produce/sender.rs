@@ -1,15 +1,18 @@
 //! The sender of a route: gathers what is produced at the same time into batches, and is the only place that sends again.
 //!
-//! One batch is at the broker at a time, so order is kept and a broker that commits in groups gets its groups by itself:
-//! while one batch is being confirmed, the next one gathers. When it is confirmed the next one leaves first, and only
-//! then are the callers told: the broker does not wait for that.
+//! A broker that commits in groups gets its groups by itself: while one batch is being confirmed, the next one gathers.
+//! When it is confirmed the next one leaves first, and only then are the callers told: the broker does not wait for that.
+//! On ordered topics one batch is at the broker at a time, so that nothing overtakes a message that is sent again; on the
+//! others a batch that has grown as large as the one before leaves beside it, so that the broker does not wait for the
+//! sender to be woken.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
@@ -24,6 +27,8 @@ use crate::tracker::Tracker;
 
 /// A batch holds at most this many messages and about this many bytes.
 const BATCH: (usize, usize) = (4_096, 4 << 20);
+/// At least so many messages, or about so many bytes, are sent beside a batch that is at the broker.
+const ENOUGH: (usize, usize) = (64, 1 << 20);
 /// What waits for a route is bounded: a produce beyond it waits for room.
 const QUEUE_BYTES: usize = 64 << 20;
 /// The pause before a failed message is sent again, growing from the first to the last.
@@ -78,6 +83,11 @@ impl Batch {
         self.waits.is_empty()
     }
 
+    fn append(&mut self, mut other: Batch) {
+        self.messages.append(&mut other.messages);
+        self.waits.append(&mut other.waits);
+    }
+
     fn push(&mut self, message: Outgoing, wait: Wait) {
         self.messages.push(message);
         self.waits.push(wait);
@@ -110,6 +120,8 @@ pub(crate) struct Sender {
 struct Queue {
     batch: Batch,
     bytes: usize,
+    /// So many messages are worth a batch beside the one that is at the broker.
+    enough: usize,
     /// Callers that wait for room.
     waiting: usize,
 }
@@ -123,6 +135,9 @@ struct Shared {
     tracker: Tracker,
     queue: Mutex<Queue>,
     some: Notify,
+    enough: Notify,
+    /// Batches that may be at the broker at the same time.
+    depth: usize,
     room: Notify,
     end: CancellationToken,
     confirmed: AtomicU64,
@@ -133,6 +148,8 @@ type Results = Vec<Result<Position, SendError>>;
 
 impl Sender {
     pub(crate) fn new(provider: Arc<dyn Provider>, topic: TopicSpec, filed: Arc<Filed>, producer: Arc<str>, tracker: Tracker) -> Self {
+        // On ordered topics nothing leaves while an earlier message may have to be sent again.
+        let depth = if topic.ordered { 1 } else { provider.sends_at_once().max(1) };
         let shared = Arc::new(Shared {
             provider,
             topic,
@@ -141,6 +158,8 @@ impl Sender {
             tracker,
             queue: Mutex::default(),
             some: Notify::new(),
+            enough: Notify::new(),
+            depth,
             room: Notify::new(),
             end: CancellationToken::new(),
             confirmed: AtomicU64::new(0),
@@ -235,6 +254,7 @@ impl Shared {
         }
         queue.bytes += size;
         let first = queue.batch.is_empty();
+        let enough = queue.batch.waits.len() + 1 == queue.enough || (queue.bytes >= ENOUGH.1 && queue.bytes - size < ENOUGH.1);
         let (done, answer) = oneshot::channel();
         let Times { produced_at, since, deadline } = times;
         let (message, mark) = offer;
@@ -242,6 +262,9 @@ impl Shared {
         drop(queue);
         if first {
             self.some.notify_one();
+        }
+        if enough && self.depth > 1 {
+            self.enough.notify_one();
         }
         Ok(Ok(answer))
     }
@@ -278,23 +301,47 @@ impl Shared {
 
     /// Sends batch after batch while there are some and all is confirmed; returns what must be sent again.
     async fn stream(&self, batch: Batch) -> Batch {
-        let (mut batch, mut results) = self.send(batch).await;
+        let (mut again, mut early) = (Batch::default(), None);
+        let mut flying = FuturesOrdered::new();
+        flying.push_back(self.send(batch));
         loop {
-            if results.len() != batch.waits.len() || results.iter().any(Result::is_err) {
-                return self.settle(batch, results);
-            }
-            let next = self.gather();
-            if next.is_empty() {
-                return self.settle(batch, results);
-            }
-            let mut sending = pin!(self.send(next));
-            let early = futures_util::poll!(&mut sending);
-            self.settle(batch, results);
-            (batch, results) = match early {
-                Poll::Ready(sent) => sent,
-                Poll::Pending => sending.await,
+            let all_well = again.is_empty();
+            let sent = match early.take() {
+                Some(sent) => Some(sent),
+                None if all_well && flying.len() < self.depth => tokio::select! {
+                    biased;
+                    sent = flying.next() => sent,
+                    () = self.enough.notified() => {
+                        if let Some(next) = self.gather_enough() {
+                            flying.push_back(self.send(next));
+                        }
+                        continue;
+                    }
+                },
+                None => flying.next().await,
             };
+            let Some((batch, results)) = sent else { return again };
+            let confirmed = results.len() == batch.waits.len() && results.iter().all(Result::is_ok);
+            if confirmed && all_well {
+                let next = if flying.is_empty() { Some(self.gather()).filter(|next| !next.is_empty()) } else { self.gather_enough() };
+                if let Some(next) = next {
+                    flying.push_back(self.send(next));
+                    if let Poll::Ready(sent) = futures_util::poll!(flying.next()) {
+                        early = sent;
+                    }
+                }
+            }
+            again.append(self.settle(batch, results));
         }
+    }
+
+    /// The next batch, if it is worth sending beside the one that is at the broker: as large as that one was.
+    fn gather_enough(&self) -> Option<Batch> {
+        let enough = {
+            let queue = self.queue.lock();
+            queue.batch.waits.len() >= queue.enough || queue.bytes >= ENOUGH.1
+        };
+        enough.then(|| self.gather())
     }
 
     /// The next batch.
@@ -304,6 +351,7 @@ impl Shared {
             self.room.notify_waiters();
         }
         let n = queue.batch.waits.len();
+        queue.enough = n.clamp(ENOUGH.0, BATCH.0);
         if n <= BATCH.0 && queue.bytes <= BATCH.1 {
             queue.bytes = 0;
             // The next one will be about as long.

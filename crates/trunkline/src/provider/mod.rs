@@ -238,6 +238,11 @@ pub trait Provider: Send + Sync + Debug {
     /// batch when it answers, so that the caller goes on with it without a copy.
     async fn send(&self, topic: &TopicSpec, batch: Arc<Vec<Outgoing>>) -> Vec<Result<Position, SendError>>;
 
+    /// How many calls of `send` for one unordered topic are worth making at the same time; on ordered topics there is one.
+    fn sends_at_once(&self) -> usize {
+        1
+    }
+
     /// Must open one subscription to all routes for one member of a group, live when it returns. Must not lose what is
     /// buffered when the future of [`Subscription::next`] is dropped. Topic and group must have been ensured.
     async fn subscribe(&self, routes: &[TopicSpec], group: &GroupSpec, options: SubscribeOptions) -> Result<Arc<dyn Subscription>>;

@@ -386,6 +386,11 @@ impl Provider for Embedded {
         }
     }
 
+    fn sends_at_once(&self) -> usize {
+        // The writer's thread goes on with the second one without waiting to be told.
+        2
+    }
+
     async fn subscribe(&self, routes: &[TopicSpec], group: &GroupSpec, _options: SubscribeOptions) -> Result<Arc<dyn Subscription>> {
         // Nothing is fetched ahead: messages are read from the log when `next` asks for them.
         let (handle, routes, group) = (Arc::clone(self.open_handle()?), routes.to_vec(), group.clone());
