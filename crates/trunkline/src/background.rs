@@ -8,10 +8,14 @@ use std::sync::Arc;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+
 use crate::consume::engine::Engine;
 use crate::consume::state::State;
 use crate::error::{Error, Result};
 use crate::inner::Inner;
+use crate::lot::topics::TopicLot;
 use crate::lot::{Lot, LotFeed};
 use crate::message::{Millis, millis, now_ms};
 use crate::policy::Schedule;
@@ -31,7 +35,7 @@ const CLAIM: Duration = Duration::from_secs(45);
 impl Inner {
     /// Starts the work; it ends with the instance.
     pub(crate) fn start_background(self: &Arc<Self>) {
-        let each = |every: Duration, work: fn(Arc<Inner>) -> futures_util::future::BoxFuture<'static, Result<()>>| {
+        let each = |every: Duration, work: fn(Arc<Inner>) -> BoxFuture<'static, Result<()>>| {
             let (weak, end) = (Arc::downgrade(self), self.end.clone());
             self.tasks.spawn(async move {
                 loop {
@@ -50,10 +54,12 @@ impl Inner {
             Box::pin(async move {
                 if inner.catalog.refresh().await? {
                     inner.apply_pauses();
+                    inner.follow_moves().await;
                 }
                 Ok(())
             })
         });
+        each(LOOK, |inner| Box::pin(async move { inner.tend_moves().await }));
         each(HEARTBEAT, |inner| Box::pin(async move { inner.heartbeat().await }));
         each(SWEEP, |inner| Box::pin(async move { inner.sweep().await }));
         each(Duration::from_secs(5), |inner| Box::pin(async move { inner.adopt_jobs().await }));
@@ -157,6 +163,12 @@ impl Inner {
                 )
             });
         }
+        // What was handed to a server before the env left it may still be on its way there.
+        for route in self.left_routes().iter().filter(|route| route.sender.waiting() > 0) {
+            let (address, epoch) = (route.filed.address.clone(), route.epoch);
+            let id = format!("{}/{address}@{epoch}", self.process);
+            members.push(Member { in_flight: route.sender.waiting() as u64, ..self.member(id, MemberRole::Producer, epoch, address) });
+        }
         let mut engines = self.engines.lock();
         engines.retain(|engine| engine.strong_count() > 0);
         let open = |engine: &Arc<Engine>| *engine.state().borrow() != State::Closed;
@@ -199,7 +211,7 @@ impl Pulse {
 }
 
 /// Produces delayed publishes of the store when they are due, whatever process put them.
-async fn publish_delayed(inner: Weak<Inner>, end: tokio_util::sync::CancellationToken, put: Arc<tokio::sync::Notify>) {
+async fn publish_delayed(inner: Weak<Inner>, end: CancellationToken, put: Arc<tokio::sync::Notify>) {
     loop {
         let Some(strong) = inner.upgrade() else { return };
         let wait = match strong.publish_due().await {
@@ -232,7 +244,7 @@ impl Inner {
         Ok(Duration::ZERO)
     }
 
-    async fn publish_one(&self, entry: LotEntry) -> (u64, LotSettle) {
+    async fn publish_one(self: &Arc<Self>, entry: LotEntry) -> (u64, LotSettle) {
         let address = &entry.address;
         let sent = async {
             let route = self.route(&address.product, &address.env, address.event.as_str()).await?;
@@ -275,24 +287,34 @@ async fn publish(route: &Arc<Route>, entry: &LotEntry) -> Result<()> {
 }
 
 /// Produces delayed publishes that wait on the broker, for as long as the route is open.
-pub(crate) async fn publish_from_topics(
+pub(crate) fn publish_from_topics(
+    inner: Weak<Inner>,
     route: Weak<Route>,
-    lot: Arc<crate::lot::topics::TopicLot>,
-    member: Arc<str>,
-    end: tokio_util::sync::CancellationToken,
-) {
+    lot: Arc<TopicLot>,
+    end: CancellationToken,
+) -> BoxFuture<'static, ()> {
+    Box::pin(publish_while_open(inner, route, lot, end))
+}
+
+async fn publish_while_open(inner: Weak<Inner>, route: Weak<Route>, lot: Arc<TopicLot>, end: CancellationToken) {
     let mut feed: Option<Arc<dyn LotFeed>> = None;
     while !end.is_cancelled() {
         let work = async {
             let feed = match &feed {
                 Some(feed) => feed.clone(),
-                None => feed.insert(lot.feed(member.clone()).await?).clone(),
+                None => {
+                    let Some(member) = inner.upgrade().map(|inner| inner.process.clone()) else { return Ok(false) };
+                    feed.insert(lot.feed(member).await?).clone()
+                }
             };
             let due = feed.next(64, None, Duration::from_millis(500)).await?;
-            let Some(route) = route.upgrade() else { return Ok(false) };
+            let (Some(inner), Some(route)) = (inner.upgrade(), route.upgrade()) else { return Ok(false) };
             let mut settles = Vec::with_capacity(due.len());
             for (handle, entry) in due {
-                let settle = match publish(&route, &entry).await {
+                // To where the env leads now, which may be another server than the one that it waited on.
+                let address = &route.filed.address;
+                let sent = async { publish(&inner.route(&address.product, &address.env, address.event.as_str()).await?, &entry).await };
+                let settle = match sent.await {
                     Ok(()) => LotSettle::Done,
                     Err(error) => unpublished(&entry, &error, route.store.now(), rand::random()),
                 };

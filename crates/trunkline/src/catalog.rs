@@ -26,7 +26,9 @@ use tokio::sync::{Mutex, watch};
 pub use breaking::Breaking;
 pub use broker::{BrokerUpdate, EnvMove, LeftBehind};
 pub use product::ProductUpdate;
-pub use record::{BrokerDoc, BrokerView, EnvDoc, EnvView, GroupDoc, Ordering, OwnName, ProductDoc, QueueUrl, TopicDoc};
+pub use record::{
+    BrokerDoc, BrokerView, EnvDoc, EnvView, GroupDoc, Leaving, LeavingView, Ordering, OwnName, ProductDoc, QueueUrl, TopicDoc,
+};
 pub use route::{KnownGroup, RouteEntry};
 pub use seal::Seal;
 pub use snapshot::Snapshot;

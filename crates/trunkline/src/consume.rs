@@ -7,6 +7,7 @@
 
 mod due;
 pub(crate) mod engine;
+pub(crate) mod follow;
 pub mod handler;
 pub(crate) mod lanes;
 mod receive;

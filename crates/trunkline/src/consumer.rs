@@ -8,7 +8,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::catalog::RouteEntry;
 use crate::consume::engine::{DeadLetterCopy, Dedupe, Engine, Options, Parts};
+use crate::consume::follow::{Follow, What};
 use crate::consume::handler::{BatchVerdict, Batched, Context, FromPayload, Handler, IntoVerdict, Item, Single, Verdict};
 use crate::consume::state::State;
 use crate::error::{Code, Error, Result};
@@ -153,14 +155,19 @@ impl<H: Handler> IntoFuture for Consume<H> {
 
 /// A consumer that is at work. Dropping it stops it at once: what is in hand is handed out again later.
 /// [`Consumer::close`] is the polite way.
+///
+/// It follows its env: where that moves to another server, the consumer takes what is left on the old one beside what comes to
+/// the new one, or before it on an ordered topic.
 pub struct Consumer {
-    pub(crate) engine: Arc<Engine>,
-    pub(crate) event: Event,
+    follow: Arc<Follow>,
+    event: Event,
+    id: Arc<str>,
+    group: Arc<str>,
 }
 
 impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Consumer").field("event", &self.event).field("group", &self.engine.group).field("state", &self.state()).finish()
+        f.debug_struct("Consumer").field("event", &self.event).field("group", &self.group).field("state", &self.state()).finish()
     }
 }
 
@@ -168,58 +175,66 @@ impl Consumer {
     /// How it fares now.
     #[must_use]
     pub fn state(&self) -> State {
-        *self.engine.state().borrow()
+        self.follow.state()
     }
 
     /// Told of every change of state.
     #[must_use]
     pub fn states(&self) -> watch::Receiver<State> {
-        self.engine.state()
+        self.follow.states()
     }
 
-    /// Its id in the registry.
+    /// Its id in the registry (on a server that its env moved to later it has another one).
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.engine.member
+        &self.id
     }
 
     /// Its group.
     #[must_use]
     pub fn group(&self) -> &str {
-        &self.engine.group
+        &self.group
     }
 
     /// Messages received and not yet settled.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.engine.in_hand()
+        self.follow.in_flight()
     }
 
     /// Messages settled so far.
     #[must_use]
     pub fn settled(&self) -> u64 {
-        self.engine.settled.load(std::sync::atomic::Ordering::Relaxed)
+        self.follow.settled()
     }
 
     /// Stops receiving; what is in hand goes on.
     pub fn pause(&self) {
-        self.engine.pause_by_owner(true);
+        self.follow.pause(true);
     }
 
     /// Receives again.
     pub fn resume(&self) {
-        self.engine.pause_by_owner(false);
+        self.follow.pause(false);
     }
 
     /// Drains: stops receiving, lets what runs finish within `within`, gives back the rest uncounted, leaves the group.
     pub async fn close(&self, within: Duration) {
-        self.engine.close(within).await;
+        self.follow.close(within).await;
+    }
+}
+
+#[cfg(test)]
+impl Consumer {
+    /// What does the work now.
+    pub(crate) fn engine(&self) -> Arc<Engine> {
+        self.follow.newest().expect("a side")
     }
 }
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        self.engine.abandon();
+        self.follow.abandon();
     }
 }
 
@@ -324,7 +339,40 @@ impl Env {
     pub(crate) async fn start_consumer<H: Handler>(&self, event: &str, options: ConsumeOptions, handler: H) -> Result<Consumer> {
         let inner = self.inner();
         let route = self.route(event).await?;
-        let entry = inner.catalog.route(self.product_tag(), self.slug(), &route.filed.address.event)?;
+        let event = route.filed.address.event.clone();
+        let what = What {
+            product: self.product_tag().into(),
+            env: self.slug().into(),
+            event: event.clone(),
+            group: options.group.as_deref().map(Into::into),
+            ordered: route.topic.ordered && !options.unordered,
+        };
+        drop(route);
+        let (env, handler) = (self.clone(), Arc::new(handler));
+        let open = move |entry, is_left| -> BoxFuture<'static, Result<Arc<Engine>>> {
+            let (env, options, handler) = (env.clone(), options.clone(), handler.clone());
+            Box::pin(async move { env.start_engine(entry, is_left, options, handler).await })
+        };
+        let follow = Follow::start(inner, what, Box::new(open)).await?;
+        let Some(engine) = follow.newest() else { return Err(Error::new(Code::Closed, "this instance is closed")) };
+        Ok(Consumer { event, id: engine.member.clone(), group: engine.group.clone(), follow })
+    }
+
+    async fn start_engine<H: Handler>(
+        &self,
+        entry: Arc<RouteEntry>,
+        is_left: bool,
+        options: ConsumeOptions,
+        handler: Arc<H>,
+    ) -> Result<Arc<Engine>> {
+        let inner = self.inner();
+        let (entry, route) = if is_left {
+            let route = inner.route_left(&entry).await?;
+            (entry, route)
+        } else {
+            let route = self.route(entry.address.event.as_str()).await?;
+            (inner.catalog.route(self.product_tag(), self.slug(), &entry.address.event)?, route)
+        };
         let defaults = &entry.topic.defaults;
         let group: Arc<str> = options.group.as_deref().map_or_else(|| entry.default_group.clone(), Into::into);
         let physical: Arc<str> = entry.group_name(&group).into();
@@ -344,7 +392,7 @@ impl Env {
             None if route.capabilities.keeps_messages => Start::Earliest,
             None => Start::Latest,
         };
-        if !entry.groups.iter().any(|known| known.name == group && !known.is_default) {
+        if !is_left && !entry.groups.iter().any(|known| known.name == group && !known.is_default) {
             inner.catalog.know_group(self.product_tag(), &route.filed.address.event, &group, Some(start.clone())).await?;
         }
         let lot: Arc<dyn Lot> = match route.lot_of(&group).filter(|_| place == LotPlace::Topics) {
@@ -403,15 +451,17 @@ impl Env {
         inner.engines.lock().push(Arc::downgrade(&engine));
         // It may have been paused or resumed since the parts were made.
         engine.pause_by_group(inner.is_paused(&route.filed.address, &group));
-        Ok(Consumer { engine, event: route.filed.address.event.clone() })
+        Ok(engine)
     }
 
     /// Produces a copy of each dead letter to another event, before the original is acked.
     async fn dead_letter_copy(&self, event: &str) -> Result<DeadLetterCopy> {
-        let route = self.route(event).await?;
+        self.route(event).await?;
+        let (env, event) = (self.clone(), event.to_owned());
         Ok(Arc::new(move |entries| {
-            let route = route.clone();
+            let (env, event) = (env.clone(), event.clone());
             Box::pin(async move {
+                let route = env.route(&event).await?;
                 let copies = entries.into_iter().map(|entry| {
                     let mut headers = entry.message.headers.clone();
                     headers.set(header::REASON, entry.reason.unwrap_or_default());

@@ -18,6 +18,7 @@ use crate::catalog::{Catalog, RouteEntry};
 use crate::config::{ProviderConfig, ProviderKind};
 use crate::consume::engine::Engine;
 use crate::consume::shared::{GroupShare, Hand};
+use crate::consume::state::State;
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
 use crate::history::{Batch, Class, Filed};
@@ -50,6 +51,12 @@ pub(crate) struct Inner {
     pub(crate) reported: Mutex<HashSet<String>>,
     providers: tokio::sync::Mutex<HashMap<ProviderKey, Arc<dyn Provider>>>,
     routes: RwLock<HashMap<Address, Arc<Route>>>,
+    /// Routes of servers that envs have left, by epoch.
+    left: Mutex<HashMap<(Address, u64), Arc<Route>>>,
+    /// Connections that some route has left.
+    fading: Mutex<Vec<Arc<dyn Provider>>>,
+    /// Since when nothing waits for a group on a server that is being left.
+    pub(crate) quiet: Mutex<HashMap<Quiet, Instant>>,
     opening: tokio::sync::Mutex<()>,
     closed: std::sync::atomic::AtomicBool,
 }
@@ -59,6 +66,12 @@ pub(crate) type Wrap = Arc<dyn Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send
 
 /// Topics of one server and config share a connection.
 type ProviderKey = (ProviderKind, String);
+
+/// A group of a topic on a server that is being left, which has an epoch.
+pub(crate) type Quiet = (Address, u64, Arc<str>);
+
+/// So long after an env moved, what was handed to its old side by then is still sent there.
+const AFTERGLOW: Duration = Duration::from_secs(5);
 
 impl Deref for Inner {
     type Target = Parts;
@@ -102,6 +115,9 @@ impl Inner {
             reported: Mutex::default(),
             providers: tokio::sync::Mutex::new(HashMap::new()),
             routes: RwLock::new(HashMap::new()),
+            left: Mutex::default(),
+            fading: Mutex::default(),
+            quiet: Mutex::default(),
             opening: tokio::sync::Mutex::new(()),
             closed: std::sync::atomic::AtomicBool::new(false),
             parts,
@@ -127,15 +143,21 @@ impl Inner {
         self.routes.read().values().cloned().collect()
     }
 
+    /// The open routes of servers that envs have left.
+    pub(crate) fn left_routes(&self) -> Vec<Arc<Route>> {
+        self.left.lock().values().cloned().collect()
+    }
+
     /// Takes routes out: their topics are gone.
     pub(crate) fn take_routes(&self, concerns: impl Fn(&Address) -> bool) -> Vec<Arc<Route>> {
+        self.left.lock().retain(|(address, _), _| !concerns(address));
         let mut routes = self.routes.write();
         let gone: Vec<Address> = routes.keys().filter(|address| concerns(address)).cloned().collect();
         gone.iter().filter_map(|address| routes.remove(address)).collect()
     }
 
     /// The open route of an event; opened on its first use.
-    pub(crate) async fn route(&self, product: &str, env: &str, event: &str) -> Result<Arc<Route>> {
+    pub(crate) async fn route(self: &Arc<Self>, product: &str, env: &str, event: &str) -> Result<Arc<Route>> {
         self.check_open()?;
         // The order of checks is fixed: product, then the event's syntax, then broker, env and topic.
         let event: Event = match event.parse() {
@@ -150,17 +172,75 @@ impl Inner {
         if let Some(route) = self.routes.read().get(&entry.address).filter(|route| route.epoch == entry.epoch) {
             return Ok(route.clone());
         }
-        let route = Arc::new(self.open_route(&entry).await?);
-        if let Some(lot) = &route.delays {
-            let work = publish_from_topics(Arc::downgrade(&route), lot.clone(), self.process.clone(), self.end.clone());
-            self.tasks.spawn(work);
-        }
+        let route = self.open_and_tend(&entry).await?;
         let old = self.routes.write().insert(entry.address.clone(), route.clone());
         if let Some(old) = old {
+            if entry.leaving.iter().any(|left| left.epoch == old.epoch) {
+                self.left.lock().insert((entry.address.clone(), old.epoch), old.clone());
+            }
             // What was handed to the old side is still confirmed there.
-            self.tasks.spawn(async move { old.sender.close(Instant::now() + crate::produce::TIMEOUT).await });
+            self.fading.lock().push(old.provider.clone());
+            self.tasks.spawn(async move {
+                tokio::time::sleep(AFTERGLOW).await;
+                old.sender.close(Instant::now() + crate::produce::TIMEOUT).await;
+            });
         }
         Ok(route)
+    }
+
+    /// The open route to a server that an env has left.
+    pub(crate) async fn route_left(self: &Arc<Self>, entry: &RouteEntry) -> Result<Arc<Route>> {
+        self.check_open()?;
+        let key = (entry.address.clone(), entry.epoch);
+        let _one = self.opening.lock().await;
+        if let Some(route) = self.left.lock().get(&key) {
+            return Ok(route.clone());
+        }
+        let now = self.routes.read().get(&entry.address).filter(|route| route.epoch == entry.epoch).cloned();
+        let route = match now {
+            Some(route) => route,
+            None => self.open_and_tend(entry).await?,
+        };
+        self.left.lock().insert(key, route.clone());
+        Ok(route)
+    }
+
+    async fn open_and_tend(self: &Arc<Self>, entry: &RouteEntry) -> Result<Arc<Route>> {
+        let route = Arc::new(self.open_route(entry).await?);
+        if let Some(lot) = &route.delays {
+            let work = publish_from_topics(Arc::downgrade(self), Arc::downgrade(&route), lot.clone(), self.end.clone());
+            self.tasks.spawn(work);
+        }
+        Ok(route)
+    }
+
+    /// Lets go of the servers that no env leads to any more and that no env is leaving.
+    pub(crate) async fn forget_left(&self) {
+        let _one = self.opening.lock().await;
+        let is_left = |(address, epoch): &(Address, u64)| {
+            let entry = self.catalog.route(&address.product, &address.env, &address.event);
+            entry.is_ok_and(|entry| entry.leaving.iter().any(|left| left.epoch == *epoch))
+        };
+        let mut fading = std::mem::take(&mut *self.fading.lock());
+        self.left.lock().retain(|key, route| {
+            let stays = is_left(key);
+            if !stays {
+                fading.push(route.provider.clone());
+            }
+            stays
+        });
+        let mut used: Vec<_> = self.open_routes().iter().map(|route| route.provider.clone()).collect();
+        used.extend(self.left.lock().values().map(|route| route.provider.clone()));
+        let engines: Vec<_> = self.engines.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
+        let at_work = engines.iter().filter(|engine| *engine.state().borrow() != State::Closed).map(|engine| engine.provider.clone());
+        let working: Vec<_> = at_work.collect();
+        fading.retain(|provider| !used.iter().any(|of| Arc::ptr_eq(of, provider)));
+        let (later, gone): (Vec<_>, Vec<_>) = fading.into_iter().partition(|provider| working.iter().any(|of| Arc::ptr_eq(of, provider)));
+        self.fading.lock().extend(later);
+        self.providers.lock().await.retain(|_, provider| !gone.iter().any(|of| Arc::ptr_eq(of, provider)));
+        for provider in gone {
+            provider.close(Instant::now() + Duration::from_secs(5)).await;
+        }
     }
 
     async fn open_route(&self, entry: &RouteEntry) -> Result<Route> {
@@ -261,7 +341,8 @@ impl Inner {
         let deadline = Instant::now() + within;
         let engines: Vec<_> = std::mem::take(&mut *self.engines.lock()).into_iter().filter_map(|engine| engine.upgrade()).collect();
         futures_util::future::join_all(engines.iter().map(|engine| engine.close(within))).await;
-        let routes = self.open_routes();
+        let mut routes = self.open_routes();
+        routes.extend(self.left_routes());
         futures_util::future::join_all(routes.iter().map(|route| route.sender.close(deadline))).await;
         self.end.cancel();
         self.tasks.close();
@@ -280,7 +361,7 @@ impl Inner {
 
 impl Inner {
     /// Reads what the dead topics of an event say into the store, for one group or all that the catalogue knows.
-    pub(crate) async fn catch_up(&self, product: &str, env: &str, event: &Event, group: Option<&str>) -> Result<()> {
+    pub(crate) async fn catch_up(self: &Arc<Self>, product: &str, env: &str, event: &Event, group: Option<&str>) -> Result<()> {
         let route = self.route(product, env, event.as_str()).await?;
         for lot in self.lots_on_broker(&route, group)? {
             lot.catch_up().await?;

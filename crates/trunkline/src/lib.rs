@@ -64,6 +64,7 @@ mod inner;
 pub mod lot;
 pub mod message;
 mod messages;
+mod moves;
 pub mod names;
 pub mod policy;
 pub mod policy_config;

@@ -98,15 +98,15 @@ impl Queued {
     }
 }
 
-/// Queues a message without options, if there is room: the path without a future of its own.
+/// Queues a message without options, if there is room and the route is still in use: the path without a future of its own.
 pub(crate) fn try_plain(route: &Route, plain: Plain) -> Result<Result<Queued, Plain>> {
     let since = Instant::now();
     let Plain { payload, key } = plain;
     check_size(route, &payload, key.as_ref(), 0)?;
     let (id, produced_at) = MessageId::now_at();
     let outgoing = Outgoing { id, shard: route.shard_of(key.as_ref()), key, headers: Headers::new(), payload };
-    let offered = route.sender.offer(outgoing, Times { produced_at, since, deadline: since + TIMEOUT }, None)?;
-    Ok(offered.map(|answer| Queued { id, answer }).map_err(|(outgoing, _)| Plain { payload: outgoing.payload, key: outgoing.key }))
+    let offered = route.sender.offer(outgoing, Times { produced_at, since, deadline: since + TIMEOUT });
+    Ok(offered.map(|answer| Queued { id, answer }).map_err(|outgoing| Plain { payload: outgoing.payload, key: outgoing.key }))
 }
 
 /// Produces one message on a route.

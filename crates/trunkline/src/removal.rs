@@ -64,6 +64,7 @@ impl Trunkline {
     /// As there. An old server that cannot be asked is no error: its groups stand in the result without a depth.
     pub async fn update_broker(&self, product: Option<&str>, tag: &str, patch: Value) -> Result<BrokerUpdate> {
         let mut update = self.catalog().update_broker(product, tag, patch).await?;
+        update.scope = (!update.moved.is_empty() && !update.cut).then(|| self.0.store.scope());
         for moved in &update.moved {
             for entry in &moved.left {
                 for group in &entry.groups {

@@ -327,7 +327,25 @@ impl Env {
     /// Produces many messages of one event at once; a result for each, in order.
     pub async fn produce_batch(&self, event: &str, messages: Vec<(Bytes, ProduceOptions)>) -> Result<Vec<Result<Receipt>>> {
         let route = self.route(event).await?;
-        Ok(futures_util::future::join_all(messages.into_iter().map(|(payload, options)| produce(&route, payload, options))).await)
+        let sent = messages.into_iter().map(|(payload, options)| self.produce_on(route.clone(), event, payload, options));
+        Ok(futures_util::future::join_all(sent).await)
+    }
+
+    /// Produces on the route; on the one that took its place if it was closed meanwhile, since the env moved.
+    pub(crate) async fn produce_on(&self, mut route: Arc<Route>, event: &str, payload: Bytes, options: ProduceOptions) -> Result<Receipt> {
+        loop {
+            let sent = produce(&route, payload.clone(), options.clone()).await;
+            match sent {
+                Err(error) if error.code() == Code::Closed && error.details().get("ambiguous").is_some_and(|said| said == false) => {
+                    let now = self.route(event).await?;
+                    if Arc::ptr_eq(&now, &route) {
+                        return Err(error);
+                    }
+                    route = now;
+                }
+                sent => return sent,
+            }
+        }
     }
 }
 
@@ -460,7 +478,7 @@ impl<'a> Produce<'a> {
         let options = ProduceOptions { key, ..options.map(|options| *options).unwrap_or_default() };
         Ok(Progress::Longer(Box::pin(async move {
             let route = env.route(event).await?;
-            produce(&route, payload?, options).await
+            env.produce_on(route, event, payload?, options).await
         })))
     }
 }

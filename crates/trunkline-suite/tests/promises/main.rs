@@ -7,6 +7,7 @@ mod durability;
 mod faults;
 mod idempotency;
 mod limits;
+mod moves;
 mod order;
 mod produce;
 mod recovery;

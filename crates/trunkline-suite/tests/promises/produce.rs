@@ -90,7 +90,7 @@ async fn a_topic_is_removed_when_nobody_uses_it_and_purged_when_asked() {
     let event = EVENT.parse().unwrap();
     let consumer = bed.env.consume(EVENT, |_: Raw, _: Context| async {}).await.unwrap();
     let live = async || !bed.trunkline.members(None).await.unwrap().iter().all(|member| member.group.is_none());
-    trunkline_suite::promise::until("the consumer is in the registry", live).await;
+    until("the consumer is in the registry", live).await;
     let refused = bed.trunkline.delete_topic("shop", &event, Removal::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::InUse);
     consumer.close(Duration::from_secs(5)).await;

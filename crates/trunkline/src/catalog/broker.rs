@@ -1,5 +1,6 @@
 //! Brokers: a named connection with one provider and one config per env.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -8,16 +9,16 @@ use serde_json::Value;
 use super::Catalog;
 use super::input::{BrokerInput, EnvInput};
 use super::product::{first, removal};
-use super::record::{BrokerDoc, BrokerView, EnvDoc, EnvView, TopicDoc};
+use super::record::{BrokerDoc, BrokerView, EnvDoc, EnvView, Leaving, LeavingView, TopicDoc};
 use super::route::{RouteEntry, work_out};
 use super::seal::{masked_config, open_config, seal_config};
-use super::snapshot::{BrokerNode, Snapshot, broker_path, put, topic_path};
+use super::snapshot::{BrokerNode, Snapshot, TopicNode, broker_path, put, topic_path};
 use super::topic::{by_age, check_partitions, check_taken, name_in};
 use crate::config::ProviderKind;
 use crate::config::server::{same_server, server};
 use crate::error::{Code, Error, Result};
 use crate::event::{Event, check_tag};
-use crate::store::{DocChange, DocKind};
+use crate::store::{DocChange, DocKind, Scope};
 
 /// The outcome of an update of a broker.
 #[derive(Debug, Clone, Serialize)]
@@ -33,6 +34,10 @@ pub struct BrokerUpdate {
     /// The envs that now lead to another provider or server.
     #[serde(skip)]
     pub moved: Vec<EnvMove>,
+    /// How far it is known who still produces to the old server, where old and new run side by side: on a store of one host
+    /// the producers of other hosts are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
     /// Whether the caller does not want old and new to run side by side.
     #[serde(skip)]
     pub cut: bool,
@@ -113,7 +118,8 @@ impl Catalog {
     }
 
     /// Changes a broker: `{ name?, description?, envs?, cut? }`. Given envs replace those of their slug and keep the others;
-    /// a credential given as `***` keeps its value.
+    /// a credential given as `***` keeps its value. A server that an env leaves is consumed from until nothing is left there;
+    /// with `cut` no longer, and servers that were being left are given up as well.
     ///
     /// # Errors
     /// `INPUT_INVALID`, `CONFIG_INVALID`, `PRODUCT_NOT_FOUND`, `BROKER_NOT_FOUND`, `STORE_FAILED`.
@@ -146,14 +152,18 @@ impl Catalog {
                 let mut moved = Vec::new();
                 for env in patch.envs.iter().flatten() {
                     let old = node.doc.env(&env.slug);
-                    let next = self.env_doc(snapshot, &product, tag, env, old)?;
+                    let mut next = self.env_doc(snapshot, &product, tag, env, old)?;
                     if let Some(old) = old.filter(|old| old.epoch != next.epoch) {
                         moved.push(self.left_behind(&product, node, old, &next)?);
+                        next.leaving = leaving(node, old, &next);
                     }
                     match doc.envs.iter_mut().find(|other| other.slug == next.slug) {
                         Some(slot) => *slot = next,
                         None => doc.envs.push(next),
                     }
+                }
+                if patch.cut {
+                    doc.envs.iter_mut().for_each(|env| env.leaving.clear());
                 }
                 if doc == *node.doc {
                     return Ok(((doc, by_age(node), moved, false), Vec::new()));
@@ -164,7 +174,7 @@ impl Catalog {
                 Ok(((doc, topics, moved, true), changes))
             })
             .await?;
-        Ok(BrokerUpdate { broker: self.view(&doc, topics), left_behind: Vec::new(), moved, cut: patch.cut, changed })
+        Ok(BrokerUpdate { broker: self.view(&doc, topics), left_behind: Vec::new(), scope: None, moved, cut: patch.cut, changed })
     }
 
     /// One broker with its topics, or `None`; credentials read `***`.
@@ -210,6 +220,34 @@ impl Catalog {
         Ok(self.view(&node.doc, by_age(&node)))
     }
 
+    /// Notes that nothing is left for these groups, by the short tag of their topic, on a server that an env has left; with
+    /// `all` for none of any topic, and the server is forgotten.
+    pub(crate) async fn note_through(
+        &self,
+        (product, tag, env): (&str, &str, &str),
+        epoch: u64,
+        groups: &[(String, String)],
+        all: bool,
+    ) -> Result<()> {
+        self.change(|snapshot| {
+            let node = snapshot.broker(product, tag)?;
+            let mut doc = BrokerDoc::clone(&node.doc);
+            for env in doc.envs.iter_mut().filter(|other| other.slug == env) {
+                if all {
+                    env.leaving.retain(|of| of.epoch != epoch);
+                }
+                for of in env.leaving.iter_mut().filter(|of| of.epoch == epoch) {
+                    for (topic, group) in groups {
+                        of.through.entry(topic.clone()).or_default().insert(group.clone());
+                    }
+                }
+            }
+            let changes = if doc == *node.doc { Vec::new() } else { vec![put(DocKind::Broker, broker_path(product, tag), &doc)?] };
+            Ok(((), changes))
+        })
+        .await
+    }
+
     /// Provider and config of one env, with its credentials; references in it are not resolved.
     ///
     /// # Errors
@@ -238,7 +276,8 @@ impl Catalog {
             // versions only grow, so that an env that comes back is never taken for the one that left
             _ => snapshot.version() + 1,
         };
-        Ok(EnvDoc { slug: env.slug.clone(), kind: env.kind, config, server, epoch })
+        let leaving = old.map_or_else(Vec::new, |old| old.leaving.clone());
+        Ok(EnvDoc { slug: env.slug.clone(), kind: env.kind, config, server, epoch, leaving })
     }
 
     fn left_behind(&self, product: &str, node: &BrokerNode, old: &EnvDoc, next: &EnvDoc) -> Result<EnvMove> {
@@ -250,7 +289,9 @@ impl Catalog {
     }
 
     fn view(&self, doc: &BrokerDoc, topics: Vec<Arc<TopicDoc>>) -> BrokerView {
+        let left = |of: &Leaving| LeavingView { kind: of.kind, server: of.server.clone(), through: of.through.clone() };
         let env = |env: &EnvDoc| EnvView {
+            leaving: env.leaving.iter().map(left).collect(),
             slug: env.slug.clone(),
             kind: env.kind,
             config: masked_config(self.seal.as_ref(), &record(&doc.product, &doc.tag, &env.slug), env.kind, &env.config),
@@ -266,6 +307,22 @@ impl Catalog {
             updated_at: doc.updated_at,
         }
     }
+}
+
+/// The servers that an env leaves when it moves: where it led to, and what it had not yet left for good. A server that it
+/// comes back to is left no longer.
+fn leaving(node: &BrokerNode, old: &EnvDoc, next: &EnvDoc) -> Vec<Leaving> {
+    let name = |(tag, topic): (&Arc<str>, &Arc<TopicNode>)| Some((tag.to_string(), topic.doc.physical.get(&old.slug)?.clone()));
+    let last = Leaving {
+        kind: old.kind,
+        config: old.config.clone(),
+        server: old.server.clone(),
+        epoch: old.epoch,
+        physical: node.topics.iter().filter_map(name).collect(),
+        through: BTreeMap::new(),
+    };
+    let stays = |of: &Leaving| !(of.kind == next.kind && same_server(&of.server, &next.server));
+    old.leaving.iter().cloned().chain([last]).filter(stays).collect()
 }
 
 fn record(product: &str, broker: &str, env: &str) -> String {

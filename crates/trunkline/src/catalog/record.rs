@@ -1,6 +1,6 @@
 //! The documents of the catalogue, as they are stored, and as `fetch` shows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -75,6 +75,29 @@ pub struct EnvDoc {
     pub server: String,
     /// Raised whenever provider or server change.
     pub epoch: u64,
+    /// The servers it led to before, for as long as something may wait there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<Leaving>,
+}
+
+/// A server that an env has left and that is still consumed from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leaving {
+    /// Its provider.
+    #[serde(rename = "type")]
+    pub kind: ProviderKind,
+    /// Its config, sealed where it is sensitive.
+    pub config: Value,
+    /// The server, without credentials.
+    pub server: String,
+    /// The epoch of the env when it led there.
+    pub epoch: u64,
+    /// The names of the topics there, by short tag.
+    pub physical: BTreeMap<String, Physical>,
+    /// The groups for which nothing is left there, by the short tag of their topic.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub through: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// A broker as it is shown.
@@ -110,6 +133,22 @@ pub struct EnvView {
     pub kind: ProviderKind,
     /// Its config; credentials read `***`.
     pub config: Value,
+    /// The servers it has left and that are still consumed from, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<LeavingView>,
+}
+
+/// A server that an env has left, as it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeavingView {
+    /// Its provider.
+    #[serde(rename = "type")]
+    pub kind: ProviderKind,
+    /// The server, without credentials.
+    pub server: String,
+    /// The groups for which nothing is left there, by the short tag of their topic.
+    pub through: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// Whether messages of one key are handled in order.

@@ -1,12 +1,13 @@
 //! From an event to a topic on a server.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::Catalog;
-use super::record::{BrokerDoc, TopicDoc};
+use super::record::{BrokerDoc, Leaving, TopicDoc};
 use super::seal::{Seal, open_config};
 use super::snapshot::{TopicNode, broker_path, env_of, topic_of};
 use crate::config::ProviderKind;
@@ -36,6 +37,10 @@ pub struct RouteEntry {
     pub groups: Vec<KnownGroup>,
     /// Raised whenever provider, server or name change.
     pub epoch: u64,
+    /// Where the env led to before, oldest first, for as long as something may wait there.
+    pub leaving: Vec<Arc<RouteEntry>>,
+    /// Of a server that the env has left: the groups for which nothing is left there.
+    pub through: BTreeSet<String>,
 }
 
 /// A group of a topic in one env.
@@ -83,6 +88,7 @@ impl fmt::Debug for RouteEntry {
             .field("physical", &self.physical)
             .field("groups", &self.groups)
             .field("epoch", &self.epoch)
+            .field("leaving", &self.leaving)
             .finish_non_exhaustive()
     }
 }
@@ -112,25 +118,36 @@ impl Catalog {
 
 pub(crate) fn work_out(seal: &dyn Seal, product: &Arc<str>, broker: &BrokerDoc, slug: &str, topic: &TopicNode) -> Result<RouteEntry> {
     let env = env_of(broker, slug)?;
-    let record = format!("{}/{slug}", broker_path(product, &broker.tag));
-    let config = open_config(seal, &record, env.kind, &env.config)?;
     let Some(physical) = topic.doc.physical.get(slug).cloned() else {
         return Err(Error::store(format!("topic '{}' has no name in env '{slug}': the catalogue is damaged", topic.doc.tag)));
     };
-    let default_group: Arc<str> = names::default_group(env.kind, &env.config, product).into();
-    let known = |name: &Arc<str>, from: Option<Start>, paused: bool| KnownGroup {
-        physical: names::group(env.kind, &physical, name, &default_group).into(),
-        is_default: *name == default_group,
-        name: name.clone(),
-        from,
-        paused,
+    let short = topic.doc.topic_tag.as_str();
+    let side = |kind, config: &Value, physical: Physical, epoch, leaving, through| -> Result<RouteEntry> {
+        let record = format!("{}/{slug}", broker_path(product, &broker.tag));
+        let default_group: Arc<str> = names::default_group(kind, config, product).into();
+        let known = |name: &Arc<str>, from: Option<Start>, paused: bool| KnownGroup {
+            physical: names::group(kind, &physical, name, &default_group).into(),
+            is_default: *name == default_group,
+            name: name.clone(),
+            from,
+            paused,
+        };
+        let mut groups = Vec::with_capacity(topic.groups.len() + 1);
+        if !topic.groups.contains_key(&default_group) {
+            groups.push(known(&default_group, None, false));
+        }
+        let declared = topic.groups.iter().filter(|(_, doc)| !doc.deleted_default);
+        groups.extend(declared.map(|(name, doc)| known(name, doc.from.clone(), doc.paused)));
+        let address = Address { product: product.clone(), env: slug.into(), event: topic.doc.tag.clone() };
+        let (config, topic) = (open_config(seal, &record, kind, config)?, topic.doc.clone());
+        Ok(RouteEntry { address, kind, config, topic, physical, default_group, groups, epoch, leaving, through })
     };
-    let mut groups = Vec::with_capacity(topic.groups.len() + 1);
-    if !topic.groups.contains_key(&default_group) {
-        groups.push(known(&default_group, None, false));
-    }
-    groups.extend(topic.groups.iter().filter(|(_, doc)| !doc.deleted_default).map(|(name, doc)| known(name, doc.from.clone(), doc.paused)));
-    let address = Address { product: product.clone(), env: slug.into(), event: topic.doc.tag.clone() };
+    let left = |of: &Leaving| {
+        let (physical, through) = (of.physical.get(short)?.clone(), of.through.get(short).cloned().unwrap_or_default());
+        let epoch = of.epoch.max(physical.epoch);
+        Some(side(of.kind, &of.config, physical, epoch, Vec::new(), through).map(Arc::new))
+    };
+    let leaving = env.leaving.iter().filter_map(left).collect::<Result<Vec<_>>>()?;
     let epoch = env.epoch.max(physical.epoch);
-    Ok(RouteEntry { address, kind: env.kind, config, topic: topic.doc.clone(), physical, default_group, groups, epoch })
+    side(env.kind, &env.config, physical, epoch, leaving, BTreeSet::new())
 }

@@ -129,7 +129,7 @@ impl fmt::Debug for Engine {
 
 impl Engine {
     /// Subscribes and starts working. Live when it returns.
-    pub(crate) async fn start<H: Handler>(parts: Parts, handler: H) -> Result<Arc<Engine>> {
+    pub(crate) async fn start<H: Handler>(parts: Parts, handler: Arc<H>) -> Result<Arc<Engine>> {
         let concurrency = parts.options.concurrency.max(1);
         let engine = Arc::new(Engine {
             lanes: Mutex::new(Lanes::new(concurrency, parts.options.rate, parts.share.side(parts.options.breaker), parts.hand.clone())),
@@ -163,7 +163,6 @@ impl Engine {
         };
         engine.note(Cause::Connecting, false);
         engine.share.join(&engine);
-        let handler = Arc::new(handler);
         let mut tasks = vec![
             tokio::spawn(engine.clone().supervise(first)),
             tokio::spawn(engine.clone().wake_held()),

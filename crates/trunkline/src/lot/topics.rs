@@ -104,6 +104,11 @@ impl TopicLot {
         self.ensured.get_or_try_init(ensure).await.map(drop)
     }
 
+    /// The topics that entries wait in, and the group that reads them.
+    pub(crate) fn waiting_in(&self) -> impl Iterator<Item = (&TopicSpec, &str)> {
+        self.tiers.iter().map(|tier| (tier, &*self.group_spec.name))
+    }
+
     /// Removes the topics with what lies in them.
     ///
     /// # Errors

@@ -120,6 +120,8 @@ pub(crate) struct Sender {
 struct Queue {
     batch: Batch,
     bytes: usize,
+    /// Messages that are not answered, at the broker or here.
+    pending: usize,
     /// So many messages are worth a batch beside the one that is at the broker.
     enough: usize,
     /// Callers that wait for room.
@@ -175,13 +177,16 @@ impl Sender {
 
     /// Messages that wait for their confirm.
     pub(crate) fn waiting(&self) -> usize {
-        self.shared.queue.lock().batch.waits.len()
+        self.shared.queue.lock().pending
     }
 
-    /// Queues a message if there is room; gives it back if not. The receiver fails only where the sender was ended before.
-    pub(crate) fn offer(&self, message: Outgoing, times: Times, mark: Option<Box<Mark>>) -> Result<Result<Answer, Offer>> {
+    /// Queues a message if there is room and the sender is not closed; gives it back if not.
+    pub(crate) fn offer(&self, message: Outgoing, times: Times) -> Result<Answer, Outgoing> {
         let size = message.size();
-        self.shared.push((message, mark), size, times, false)
+        match self.shared.push((message, None), size, times, false) {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err((message, _))) | Err((message, _)) => Err(message),
+        }
     }
 
     /// Hands a message over and waits for its confirm, or for the deadline.
@@ -191,7 +196,7 @@ impl Sender {
         let mut offer = (message, mark);
         let answer = loop {
             let room = shared.room.notified();
-            match shared.push(offer, size, times, true)? {
+            match shared.push(offer, size, times, true).map_err(|_| closed(false))? {
                 Ok(answer) => break answer,
                 Err(back) => offer = back,
             }
@@ -242,17 +247,19 @@ fn unsent(message: &str) -> Error {
 }
 
 impl Shared {
-    /// Queues a message, or gives it back if the queue is full (and counts the caller as waiting, if it `waits`).
-    fn push(&self, offer: Offer, size: usize, times: Times, waits: bool) -> Result<Result<Answer, Offer>> {
+    /// Queues a message, or gives it back if the queue is full (and counts the caller as waiting, if it `waits`), or (the
+    /// outer error) if the sender is closed.
+    fn push(&self, offer: Offer, size: usize, times: Times, waits: bool) -> Result<Result<Answer, Offer>, Offer> {
         let mut queue = self.queue.lock();
         if self.end.is_cancelled() {
-            return Err(closed(false));
+            return Err(offer);
         }
         if queue.bytes > 0 && queue.bytes + size > QUEUE_BYTES {
             queue.waiting += usize::from(waits);
             return Ok(Err(offer));
         }
         queue.bytes += size;
+        queue.pending += 1;
         let first = queue.batch.is_empty();
         let enough = queue.batch.waits.len() + 1 == queue.enough || (queue.bytes >= ENOUGH.1 && queue.bytes - size < ENOUGH.1);
         let (done, answer) = oneshot::channel();
@@ -465,6 +472,7 @@ impl Shared {
         self.confirmed.fetch_add(items.iter().filter(|item| item.failure.is_none()).count() as u64, Ordering::Relaxed);
         let (filed, producer) = (self.filed.clone(), self.producer.clone());
         self.tracker.record(history::Batch::Produced { filed, producer, messages, items });
+        self.queue.lock().pending -= waits.len();
         for (mut wait, answer) in waits.into_iter().zip(answers) {
             if let Some(done) = wait.done.take() {
                 // The caller may have gone; the message is confirmed all the same.

@@ -126,7 +126,7 @@ async fn what_is_put_off_again_and_again_is_no_crash_loop() {
         let options =
             crate::ConsumeOptions { retry: Some(Schedule::never()), waits_per_second: Some(1e6), ..crate::ConsumeOptions::default() };
         let consumer = bed.env.consume(EVENT, handler).options(options).await.expect("it starts");
-        consumer.engine.lanes.lock().hold_nothing();
+        consumer.engine().lanes.lock().hold_nothing();
         until("it is done", || *runs.borrow() > 25).await;
         until("it is settled", || consumer.in_flight() == 0).await;
         assert_eq!(bed.env.dead_letters(&DeadFilter::default(), 1, 1).await.expect("a list").1, 0);
