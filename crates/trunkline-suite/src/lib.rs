@@ -10,6 +10,7 @@
 //! - [`server`] knows the real servers that `scripts/brokers` started, and stops, kills and restarts them.
 //! - [`proxy`] stands between a client and a server, and cuts, delays, throttles or swallows what passes.
 //! - [`promise`] holds what the tests of the promises share, which look at `Trunkline` from outside.
+//! - [`promises`] holds the promises themselves, as programs for any server.
 //! - [`faulty`] stands between the core and a provider and fails as often as it is told, [`faulty_store`] between the core and
 //!   the store.
 //! - [`mount`] makes small file systems of one's own, which fill up or turn read-only.
@@ -33,6 +34,7 @@ mod member;
 pub mod model;
 pub mod mount;
 pub mod promise;
+pub mod promises;
 pub mod proxy;
 pub mod recording_disk;
 pub mod server;

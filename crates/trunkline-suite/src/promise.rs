@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::server::setting;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -26,6 +27,50 @@ pub enum Lot {
     Topics,
 }
 
+/// Where the messages of a bed go.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// The provider, as a config names it.
+    pub kind: &'static str,
+    /// Its config.
+    pub config: Value,
+    /// What `scripts/brokers` calls the server, if it is a server.
+    pub server: Option<&'static str>,
+}
+
+impl Site {
+    /// The embedded broker, with more fields in its config.
+    #[must_use]
+    pub fn embedded(config: Value) -> Site {
+        Site { kind: "EMBEDDED", config, server: None }
+    }
+
+    /// The server that `scripts/brokers` started under this name: `kafka`, `rabbitmq`, `redis`, `sqs`, `pubsub` or `nats`.
+    /// Each call chooses names of its own on it.
+    ///
+    /// # Panics
+    /// If there is none of that name, or it was not started.
+    #[must_use]
+    pub fn on(server: &'static str) -> Site {
+        let (kind, mut config) = match server {
+            "kafka" => ("KAFKA", json!({ "brokers": setting("KAFKA") })),
+            "rabbitmq" => ("RABBITMQ", json!({ "url": setting("RABBITMQ") })),
+            "redis" => ("REDIS", json!({ "url": setting("REDIS") })),
+            "sqs" => (
+                "AWS_SQS",
+                json!({ "region": setting("SQS_REGION"), "endpoint": setting("SQS"), "accessKeyId": "x", "secretAccessKey": "x" }),
+            ),
+            "pubsub" => ("GOOGLE_PUBSUB", json!({ "projectId": "test", "endpoint": setting("PUBSUB") })),
+            "nats" => ("NATS", json!({ "servers": setting("NATS"), "user": setting("USER"), "pass": setting("PASSWORD") })),
+            other => panic!("no server is called '{other}'"),
+        };
+        let id = MessageId::now().to_string();
+        let unique: String = id.chars().rev().filter(char::is_ascii_alphanumeric).take(10).collect();
+        config["prefix"] = format!("t{unique}").into();
+        Site { kind, config, server: Some(server) }
+    }
+}
+
 /// An instance with one broker and one topic, in a directory of its own.
 #[derive(Debug)]
 pub struct Bed {
@@ -36,9 +81,31 @@ pub struct Bed {
     /// What the directory of the instance lies in.
     pub dir: Arc<TempDir>,
     lot: Lot,
+    site: Site,
 }
 
 impl Bed {
+    /// On a server, with more fields of its topic. With the lot in the store, this host is all there is.
+    ///
+    /// # Panics
+    /// If it cannot be opened.
+    pub async fn on(site: Site, lot: Lot, topic: Value) -> Bed {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let trunkline = site_builder(&site, &data(dir.path()), lot).open().await.unwrap();
+        furnish_on(&trunkline, &site, topic).await;
+        Bed { env: trunkline.env("shop", "prd"), trunkline, dir, lot, site }
+    }
+
+    /// Removes what it made on its server, and ends.
+    ///
+    /// # Panics
+    /// If it cannot be removed.
+    pub async fn clear(self) {
+        let how = trunkline::removal::Removal { purge: true, force: true };
+        self.trunkline.delete_broker("shop", "orders", how).await.unwrap();
+        self.close().await;
+    }
+
     /// With an unordered topic.
     pub async fn new(lot: Lot) -> Bed {
         Bed::with_topic(lot, json!({})).await
@@ -66,8 +133,8 @@ impl Bed {
     pub async fn with(lot: Lot, open: impl FnOnce(Builder) -> Builder, config: Value, topic: Value) -> Bed {
         let dir = Arc::new(tempfile::tempdir().unwrap());
         let trunkline = open(builder(&data(dir.path()), lot)).open().await.unwrap();
-        furnish(&trunkline, config, topic).await;
-        Bed { env: trunkline.env("shop", "prd"), trunkline, dir, lot }
+        furnish(&trunkline, config.clone(), topic).await;
+        Bed { env: trunkline.env("shop", "prd"), trunkline, dir, lot, site: Site::embedded(config) }
     }
 
     /// With something done to its data directory before it is opened.
@@ -80,7 +147,7 @@ impl Bed {
         prepare(&data(dir.path()));
         let trunkline = builder(&data(dir.path()), lot).open().await.unwrap();
         furnish(&trunkline, json!({}), json!({})).await;
-        Bed { env: trunkline.env("shop", "prd"), trunkline, dir, lot }
+        Bed { env: trunkline.env("shop", "prd"), trunkline, dir, lot, site: Site::embedded(json!({})) }
     }
 
     /// Another instance on the same directory: it shares nothing with this one but the files.
@@ -88,8 +155,8 @@ impl Bed {
     /// # Panics
     /// If it cannot be opened.
     pub async fn another(&self) -> Bed {
-        let trunkline = builder(&data(self.dir.path()), self.lot).open().await.unwrap();
-        Bed { env: trunkline.env("shop", "prd"), trunkline, dir: self.dir.clone(), lot: self.lot }
+        let trunkline = site_builder(&self.site, &data(self.dir.path()), self.lot).open().await.unwrap();
+        Bed { env: trunkline.env("shop", "prd"), trunkline, dir: self.dir.clone(), lot: self.lot, site: self.site.clone() }
     }
 
     /// Produces one message.
@@ -153,16 +220,31 @@ pub fn builder(data: &Path, lot: Lot) -> Builder {
     Trunkline::builder().url(data.to_string_lossy()).lot_on_broker(lot == Lot::Topics)
 }
 
-/// Makes the broker with this config, and the topic with these fields as well.
+/// How an instance is opened for a site.
+fn site_builder(site: &Site, data: &Path, lot: Lot) -> Builder {
+    let on_server = site.server.is_some();
+    builder(data, lot).single_host(on_server && lot == Lot::Store)
+}
+
+/// Makes the broker of a site, and the topic with these fields as well.
 ///
 /// # Panics
 /// If they are refused.
-pub async fn furnish(trunkline: &Trunkline, config: Value, topic: Value) {
-    let broker = json!({ "name": "Orders", "tag": "orders", "envs": [{ "slug": "prd", "type": "EMBEDDED", "config": config }] });
+pub async fn furnish_on(trunkline: &Trunkline, site: &Site, topic: Value) {
+    let env = json!({ "slug": "prd", "type": site.kind, "config": site.config });
+    let broker = json!({ "name": "Orders", "tag": "orders", "envs": [env] });
     trunkline.catalog().create_broker(Some("shop"), broker).await.unwrap();
     let mut fields = json!({ "name": "Created", "tag": EVENT });
     fields.as_object_mut().unwrap().extend(topic.as_object().unwrap().clone());
     trunkline.catalog().create_topic(Some("shop"), fields).await.unwrap();
+}
+
+/// Makes the embedded broker with this config, and the topic with these fields as well.
+///
+/// # Panics
+/// If they are refused.
+pub async fn furnish(trunkline: &Trunkline, config: Value, topic: Value) {
+    furnish_on(trunkline, &Site::embedded(config), topic).await;
 }
 
 /// A schedule of exactly these waits.

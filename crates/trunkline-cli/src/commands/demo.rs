@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 
+use serde::Deserialize;
+use serde_json::Value;
+use trunkline::config::ProviderKind;
 use trunkline::{Error, Result};
 
 use crate::context::Ctx;
 use crate::demo::check::Check;
+use crate::demo::stage::Server;
 use crate::demo::{self, Play};
 use crate::{exit, output};
 
@@ -16,7 +20,9 @@ use crate::{exit, output};
 #[command(after_help = "Examples:
   trunkline demo
   trunkline demo --keep ./demo-data --rounds 50
-  trunkline demo --input deliveries.ndjson --output json")]
+  trunkline demo --input deliveries.ndjson --output json
+  trunkline demo --broker staging
+  trunkline demo --broker '{\"type\": \"REDIS\", \"config\": {\"url\": \"redis://127.0.0.1\"}}'")]
 pub struct Args {
     /// Webhook deliveries of your own, one `{\"event\": \"push\", \"payload\": {…}}` a line [default: 60 built-in ones]
     #[arg(long, value_name = "FILE")]
@@ -27,12 +33,66 @@ pub struct Args {
     /// Keeps the data in this directory, which must be empty or not there [default: --data, else a temporary one]
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// Plays on a server instead of the embedded broker: that of an env of this workspace (its slug, or BROKER/ENV where several
+    /// brokers have it), or JSON: {\"type\": …, \"config\": {…}}. It makes topics under a name of its own there
+    #[arg(long, value_name = "ENV")]
+    broker: Option<String>,
+}
+
+/// A server as it is given in full.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Given {
+    #[serde(rename = "type")]
+    kind: ProviderKind,
+    #[serde(default)]
+    config: Value,
+}
+
+/// The server that `--broker` names.
+async fn server(given: &str, ctx: &Ctx) -> Result<Server> {
+    if given.trim_start().starts_with('{') {
+        let Given { kind, config } = serde_json::from_str(given).map_err(|error| {
+            Error::input("broker", format!("`--broker` is no server: {error}")).next("give {\"type\": \"REDIS\", \"config\": {…}}")
+        })?;
+        return Ok(Server { kind, config });
+    }
+    let (product, catalog) = (ctx.product().await?, ctx.catalog().await?);
+    let brokers = catalog.list_brokers(&product)?;
+    let (tag, slug) = match given.split_once('/') {
+        Some((tag, slug)) => (tag.to_owned(), slug),
+        None => {
+            let having: Vec<_> = brokers.iter().filter(|broker| broker.envs.iter().any(|env| env.slug == given)).collect();
+            match having.as_slice() {
+                [one] => (one.tag.clone(), given),
+                [] => {
+                    let known: Vec<_> =
+                        brokers.iter().flat_map(|broker| broker.envs.iter().map(|env| format!("{}/{}", broker.tag, env.slug))).collect();
+                    return Err(Error::input("broker", format!("no broker of product '{product}' has an env '{given}'"))
+                        .detail("known", known)
+                        .next("`trunkline brokers list` shows them; or give {\"type\": \"REDIS\", \"config\": {…}}"));
+                }
+                several => {
+                    let known: Vec<_> = several.iter().map(|broker| format!("{}/{given}", broker.tag)).collect();
+                    return Err(Error::input("broker", format!("several brokers have an env '{given}'"))
+                        .detail("known", known)
+                        .next("name one as BROKER/ENV"));
+                }
+            }
+        }
+    };
+    let (kind, config) = catalog.env_config(&product, slug, &tag)?;
+    Ok(Server { kind, config })
 }
 
 /// Plays it; a promise that was not kept is an error.
 pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
     let dir = args.keep.clone().or_else(|| ctx.data_flag().map(|data| data.strip_prefix("sqlite:").unwrap_or(data).into()));
-    let play = Play { input: args.input.as_deref(), rounds: args.rounds as usize, dir: dir.as_deref() };
+    let server = match &args.broker {
+        Some(given) => server(given, ctx).await?,
+        None => Server::embedded(),
+    };
+    let play = Play { input: args.input.as_deref(), rounds: args.rounds as usize, dir: dir.as_deref(), server: &server };
     let summary = demo::play(&play, ctx).await?;
     if ctx.is_json() {
         output::json(&summary)?

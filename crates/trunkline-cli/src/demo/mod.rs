@@ -1,4 +1,4 @@
-//! `trunkline demo`: real webhooks through the embedded broker, with failures, and a check that nothing was lost.
+//! `trunkline demo`: real webhooks through a broker, with failures, and a check that nothing was lost.
 //!
 //! The parts in the order they are used: the [`input`], the [`script`] of what goes wrong, the [`stage`], the [`members`]
 //! and the [`sender`], the [`progress`] meanwhile; then the [`evidence`] goes to the [`check`], and the [`summary`] tells.
@@ -28,13 +28,15 @@ use evidence::Evidence;
 use members::{GROUPS, Members, Notebook};
 use progress::{Progress, Standing};
 use script::Script;
-use stage::Stage;
+use stage::{Server, Stage};
 use summary::{Summary, Told};
 
 /// How often it is looked at where the demo stands.
 const LOOK: Duration = Duration::from_millis(50);
-/// If nothing moves for this long, what is missing will not come any more.
+/// If nothing moves for this long, what is missing will not come any more: longer than any server keeps what was handed out
+/// and not settled.
 const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE_AFAR: Duration = Duration::from_secs(60);
 /// How long members and instances get to end.
 const END: Duration = Duration::from_secs(10);
 /// At least so many members must have worked.
@@ -49,6 +51,8 @@ pub(crate) struct Play<'a> {
     pub(crate) rounds: usize,
     /// The data directory, instead of a temporary one.
     pub(crate) dir: Option<&'a Path>,
+    /// Where the messages go.
+    pub(crate) server: &'a Server,
 }
 
 /// Plays the demo and tells what came of it.
@@ -59,7 +63,7 @@ pub(crate) async fn play(play: &Play<'_>, ctx: &Ctx) -> Result<Summary> {
     let stop = ctx.stop().drains();
     let webhooks = input::load(play.input)?;
     let script = Arc::new(Script::of(&webhooks));
-    let stage = Stage::set(play.dir).await?;
+    let stage = Stage::set(play.dir, play.server).await?;
     let book = Arc::new(Notebook::default());
     let members = Members::start(&stage.homes, &script, &book).await?;
     let env = stage::env(&stage.homes[0]);
@@ -70,7 +74,9 @@ pub(crate) async fn play(play: &Play<'_>, ctx: &Ctx) -> Result<Summary> {
         let sent = sender::produce_all(&env, &webhooks, play.rounds, &confirmed).await;
         (sent, since.elapsed())
     };
-    let watching = watch(&env, &book, &confirmed, messages, Progress::new(messages, ctx.is_json()));
+    let is_here = play.server.kind == trunkline::config::ProviderKind::Embedded;
+    let patience = if is_here { PATIENCE } else { PATIENCE_AFAR };
+    let watching = watch(&env, &book, &confirmed, (messages, patience), Progress::new(messages, ctx.is_json()));
     let ended = tokio::select! {
         ended = async { tokio::join!(sending, watching) } => Some(ended),
         () = stop.cancelled() => None,
@@ -94,18 +100,26 @@ pub(crate) async fn play(play: &Play<'_>, ctx: &Ctx) -> Result<Summary> {
     stage.close(END).await;
     let elsewhere = ctx.file()?.is_some();
     let next = next::next(&stage.dir, example(&evidence)?, evidence.dead.values().any(|dead| !dead.is_empty()), elsewhere);
-    Ok(Summary::new(&stage.dir, &webhooks, &evidence, checks, Told { stats, waits, producing: sending_took, total: took, next }))
+    let (provider, made) = (play.server.kind.as_str(), (!is_here).then(|| next::remove(&stage.dir, elsewhere)));
+    let told = Told { stats, waits, producing: sending_took, total: took, provider, made, next };
+    Ok(Summary::new(&stage.dir, &webhooks, &evidence, checks, told))
 }
 
 /// Shows the progress until everything came to an end, or nothing moves any more.
-async fn watch(env: &Env, book: &Notebook, confirmed: &AtomicU64, messages: u64, mut progress: Progress) -> Result<()> {
+async fn watch(
+    env: &Env,
+    book: &Notebook,
+    confirmed: &AtomicU64,
+    (messages, patience): (u64, Duration),
+    mut progress: Progress,
+) -> Result<()> {
     let mut last = (Standing::default(), Instant::now());
     loop {
         let now = standing(env, book, confirmed).await?;
         if now != last.0 {
             last = (now, Instant::now());
         }
-        if now.is_over(messages) || last.1.elapsed() > PATIENCE {
+        if now.is_over(messages) || last.1.elapsed() > patience {
             progress.finish(now);
             return Ok(());
         }

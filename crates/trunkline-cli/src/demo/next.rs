@@ -13,13 +13,23 @@ pub(crate) struct Next {
     pub(crate) command: String,
 }
 
-/// The commands for a demo whose data lies in `dir`, about the message `id`, which died if `dead`.
-pub(crate) fn next(dir: &Path, id: MessageId, dead: bool, elsewhere: bool) -> Vec<Next> {
+/// How a command is written for a demo whose data lies in `dir`.
+fn writer(dir: &Path, elsewhere: bool) -> impl Fn(&'static str, &str) -> Next {
     let program = program();
     // A trunkline.yaml here speaks of another product.
     let whose = if elsewhere { format!(" --product {} --env {}", super::stage::PRODUCT, super::stage::ENV) } else { String::new() };
     let data = format!("--data {}{whose}", quoted(&dir.display().to_string()));
-    let made = |shows, command: &str| Next { shows, command: format!("{program} {command} {data}") };
+    move |shows, command| Next { shows, command: format!("{program} {command} {data}") }
+}
+
+/// What removes what the demo made on a server.
+pub(crate) fn remove(dir: &Path, elsewhere: bool) -> Next {
+    writer(dir, elsewhere)("remove what the demo made on the server", &format!("brokers delete {} --purge", super::stage::BROKER))
+}
+
+/// The commands for a demo whose data lies in `dir`, about the message `id`, which died if `dead`.
+pub(crate) fn next(dir: &Path, id: MessageId, dead: bool, elsewhere: bool) -> Vec<Next> {
+    let made = writer(dir, elsewhere);
     let mut all = vec![made("the life of one message", &format!("messages show {id}"))];
     if dead {
         all.push(made("what died, and why", "dead groups"));

@@ -26,6 +26,8 @@ pub(crate) struct Summary {
     pub(crate) ok: bool,
     /// Where the data lies.
     pub(crate) data: String,
+    /// The provider whose server it was played on.
+    provider: &'static str,
     /// Confirmed messages.
     produced: usize,
     /// Kinds of webhooks.
@@ -44,6 +46,9 @@ pub(crate) struct Summary {
     stats: Value,
     /// What to try next.
     next: Vec<Next>,
+    /// How what was made on the server is removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remove: Option<Next>,
 }
 
 #[derive(Debug, Serialize)]
@@ -82,6 +87,10 @@ pub(crate) struct Told {
     pub(crate) producing: Duration,
     /// From the first produce to the end of the last message.
     pub(crate) total: Duration,
+    /// The provider.
+    pub(crate) provider: &'static str,
+    /// How what was made on a server is removed.
+    pub(crate) made: Option<Next>,
     /// What to try next.
     pub(crate) next: Vec<Next>,
 }
@@ -118,10 +127,11 @@ pub(crate) async fn stats_of(env: &Env) -> Result<Value> {
 impl Summary {
     /// Adds it all up.
     pub(crate) fn new(dir: &Path, webhooks: &[Webhook], evidence: &Evidence, checks: Vec<Check>, told: Told) -> Self {
-        let Told { stats, waits, producing, total, next } = told;
+        let Told { stats, waits, producing, total, provider, made, next } = told;
         Summary {
             ok: checks.iter().all(|check| check.kept),
             data: dir.display().to_string(),
+            provider,
             produced: evidence.confirmed.len(),
             kinds: webhooks.iter().map(|webhook| &webhook.kind).collect::<HashSet<_>>().len(),
             keys: webhooks.iter().map(|webhook| &webhook.key).collect::<HashSet<_>>().len(),
@@ -131,6 +141,7 @@ impl Summary {
             checks,
             stats,
             next,
+            remove: made,
         }
     }
 
@@ -142,10 +153,11 @@ impl Summary {
         let rate = self.produced as u64 * 1_000 / self.produce_ms.max(1);
         let count = |n: usize| output::count(n as u64);
         output::line(format!(
-            "{} webhooks of {} kinds under {} keys, each confirmed on disk: {} ({}/s); all handled after {}\n",
+            "{} webhooks of {} kinds under {} keys, each confirmed {}: {} ({}/s); all handled after {}\n",
             count(self.produced),
             self.kinds,
             self.keys,
+            if self.remove.is_some() { format!("by {}", self.provider) } else { "on disk".to_owned() },
             milliseconds(self.produce_ms as f64),
             output::count(rate),
             milliseconds(self.total_ms as f64),
@@ -166,7 +178,7 @@ impl Summary {
             check.faults.iter().try_for_each(|fault| output::line(format!("         {fault}")))?;
         }
         output::line(format!("\nThe data stays in {}. Try next:", self.data))?;
-        self.next.iter().try_for_each(|next| output::line(format!("\n  # {}\n  {}", next.shows, next.command)))
+        self.next.iter().chain(&self.remove).try_for_each(|next| output::line(format!("\n  # {}\n  {}", next.shows, next.command)))
     }
 
     fn print_spans(&self) -> Result<()> {
