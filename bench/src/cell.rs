@@ -35,6 +35,8 @@ pub(crate) struct Cell {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) p99_us: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) p999_us: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) worst_us: Option<f64>,
     /// The slowest process over the mean of all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,6 +81,7 @@ pub(crate) fn show(cells: &[Cell], json: bool) {
         "instr.",
         "p50 µs",
         "p99 µs",
+        "p99.9 µs",
         "worst µs",
         "slowest/mean",
     ]);
@@ -97,6 +100,7 @@ pub(crate) fn show(cells: &[Cell], json: bool) {
             number(c.instructions_per_msg, 0),
             number(c.p50_us, 0),
             number(c.p99_us, 0),
+            number(c.p999_us, 0),
             number(c.worst_us, 0),
             number(c.slowest_of_mean, 2),
         ]);

@@ -62,17 +62,17 @@ pub(crate) async fn open(dir: &Path, capture: &str) -> Result<(Trunkline, Env), 
     Ok((trunkline, env))
 }
 
-struct Measure {
+pub(crate) struct Measure {
     cpu: f64,
     allocations: u64,
 }
 
 impl Measure {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Measure { cpu: counters::cpu_us(), allocations: counters::allocations() }
     }
 
-    fn end(&self, messages: u64) -> (f64, f64) {
+    pub(crate) fn end(&self, messages: u64) -> (f64, f64) {
         let n = messages as f64;
         ((counters::cpu_us() - self.cpu) / n, (counters::allocations() - self.allocations) as f64 / n)
     }
@@ -104,6 +104,7 @@ fn cell(
         instructions_per_msg: None,
         p50_us: None,
         p99_us: None,
+        p999_us: None,
         worst_us: None,
         slowest_of_mean: None,
     }

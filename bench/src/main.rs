@@ -1,6 +1,7 @@
 //! The raw client beside Trunkline, on the same machine in the same run.
 //!
 //! `cargo run --release -p trunkline-bench -- embedded` prints a table with ratios; `--json` prints one line per cell.
+//! `network redis` does the same for a server that `scripts/brokers` started.
 //! No number here is a promise and no test asserts one: they are for reading, and for comparing two runs.
 
 mod cell;
@@ -8,7 +9,9 @@ mod counters;
 mod embedded;
 mod instructions;
 mod load;
+mod network;
 mod raw;
+mod raws;
 mod worker;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +30,8 @@ struct Cli {
 enum What {
     /// The embedded broker beside a bare group-commit log.
     Embedded(embedded::Args),
+    /// The client of a real broker beside Trunkline on the same client and server.
+    Network(network::Args),
     /// One process of a cell with several (started by the bench itself).
     #[command(hide = true)]
     Worker(worker::Args),
@@ -35,6 +40,7 @@ enum What {
 fn main() {
     let result = match Cli::parse().what {
         What::Embedded(args) => embedded::run(&args),
+        What::Network(args) => network::run(&args),
         What::Worker(args) => worker::run(&args),
     };
     if let Err(error) = result {

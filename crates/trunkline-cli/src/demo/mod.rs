@@ -39,8 +39,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const PATIENCE_AFAR: Duration = Duration::from_secs(60);
 /// How long members and instances get to end.
 const END: Duration = Duration::from_secs(10);
-/// At least so many members must have worked.
+/// At least so many members must have worked. Shards that lie on a server may be shared out only when the demo is over: there
+/// it is one of each group.
 const LEAST_MEMBERS: usize = 4;
+const LEAST_MEMBERS_AFAR: usize = GROUPS.len();
 
 /// What is played.
 #[derive(Debug)]
@@ -95,7 +97,7 @@ pub(crate) async fn play(play: &Play<'_>, ctx: &Ctx) -> Result<Summary> {
     // What the other instances recorded is on disk when they are closed, and then the numbers of the history are final.
     stage.leave_one(END).await;
     let names: Vec<&'static str> = GROUPS.iter().map(|group| group.name).collect();
-    let checks = check(&evidence, &names, LEAST_MEMBERS);
+    let checks = check(&evidence, &names, if is_here { LEAST_MEMBERS } else { LEAST_MEMBERS_AFAR });
     let (stats, waits) = (summary::stats_of(&env).await?, summary::waits_of(&env, &evidence).await?);
     stage.close(END).await;
     let elsewhere = ctx.file()?.is_some();

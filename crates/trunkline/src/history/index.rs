@@ -138,7 +138,11 @@ pub(super) fn failed(doing: &str) -> impl Fn(rusqlite::Error) -> Error + '_ {
             Some(rusqlite::ErrorCode::ReadOnly | rusqlite::ErrorCode::CannotOpen) => "read_only",
             _ => "index",
         };
-        Error::store(format!("{doing} failed: {e}")).reason(reason).with_retryable(reason == "busy")
+        let error = Error::store(format!("{doing} failed: {e}")).reason(reason).with_retryable(reason == "busy");
+        if reason != "damaged" {
+            return error;
+        }
+        error.next("the files were left as they are; put a backup of the directory `history` in its place, or move it away: then a new one begins, and messages are not touched")
     }
 }
 
