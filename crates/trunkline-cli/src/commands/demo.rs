@@ -22,7 +22,7 @@ use crate::{exit, output};
   trunkline demo --keep ./demo-data --rounds 50
   trunkline demo --input deliveries.ndjson --output json
   trunkline demo --broker staging
-  trunkline demo --broker '{\"type\": \"REDIS\", \"config\": {\"url\": \"redis://127.0.0.1\"}}'")]
+  trunkline demo --broker @redis.json")]
 pub struct Args {
     /// Webhook deliveries of your own, one `{\"event\": \"push\", \"payload\": {…}}` a line [default: 60 built-in ones]
     #[arg(long, value_name = "FILE")]
@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Plays on a server instead of the embedded broker: that of an env of this workspace (its slug, or BROKER/ENV where several
-    /// brokers have it), or JSON: {\"type\": …, \"config\": {…}}. It makes topics under a name of its own there
+    /// brokers have it), or of a file: @FILE with {\"type\": \"REDIS\", \"config\": {…}}. It makes topics under a name of its own there
     #[arg(long, value_name = "ENV")]
     broker: Option<String>,
 }
@@ -51,10 +51,13 @@ struct Given {
 
 /// The server that `--broker` names.
 async fn server(given: &str, ctx: &Ctx) -> Result<Server> {
-    if given.trim_start().starts_with('{') {
-        let Given { kind, config } = serde_json::from_str(given).map_err(|error| {
-            Error::input("broker", format!("`--broker` is no server: {error}")).next("give {\"type\": \"REDIS\", \"config\": {…}}")
-        })?;
+    const NEXT: &str = "write {\"type\": \"REDIS\", \"config\": {…}} into it";
+    if let Some(path) = given.strip_prefix('@') {
+        let text =
+            std::fs::read_to_string(path).map_err(|error| Error::input("broker", format!("{path} cannot be read: {error}")).next(NEXT))?;
+        // What serde says may quote the file, and the file may hold a password: only the place is told.
+        let Given { kind, config } = serde_json::from_str(&text)
+            .map_err(|error| Error::input("broker", format!("{path} is no server, from line {} on", error.line())).next(NEXT))?;
         return Ok(Server { kind, config });
     }
     let (product, catalog) = (ctx.product().await?, ctx.catalog().await?);
@@ -70,7 +73,7 @@ async fn server(given: &str, ctx: &Ctx) -> Result<Server> {
                         brokers.iter().flat_map(|broker| broker.envs.iter().map(|env| format!("{}/{}", broker.tag, env.slug))).collect();
                     return Err(Error::input("broker", format!("no broker of product '{product}' has an env '{given}'"))
                         .detail("known", known)
-                        .next("`trunkline brokers list` shows them; or give {\"type\": \"REDIS\", \"config\": {…}}"));
+                        .next("`trunkline brokers list` shows them; or name a file: @redis.json"));
                 }
                 several => {
                     let known: Vec<_> = several.iter().map(|broker| format!("{}/{given}", broker.tag)).collect();

@@ -213,3 +213,21 @@ pub fn orders(dir: &Dir, n: usize) -> String {
     let lines: String = (0..n).map(|i| format!("{{\"orderId\":\"{i}\",\"amount\":{i}.5}}\n")).collect();
     dir.write("orders.ndjson", lines)
 }
+
+/// What `scripts/brokers` printed as `TRUNKLINE_TEST_…`; a test without its server fails.
+pub fn setting(name: &str) -> String {
+    let variable = format!("TRUNKLINE_TEST_{name}");
+    std::env::var(&variable).unwrap_or_else(|_| panic!("{variable} is not set: start the server with scripts/brokers, or run scripts/test"))
+}
+
+/// Plays the demo on a server, and removes what it made there.
+pub fn demo_on(kind: &str, config: &serde_json::Value) {
+    let dir = Dir::new();
+    let file = dir.write("server.json", serde_json::json!({ "type": kind, "config": config }).to_string());
+    let summary = dir.json(&["demo", "--rounds", "3", "--keep", "data", "--broker", &format!("@{file}")]);
+    assert_eq!((&summary["ok"], &summary["provider"], &summary["produced"]), (&true.into(), &kind.into(), &180.into()), "{summary}");
+    let remove = summary["remove"]["command"].as_str().expect("a command");
+    assert!(remove.contains("brokers delete webhooks --purge"), "{remove}");
+    let removed = dir.run(&["brokers", "delete", "webhooks", "--purge", "--data", "data"]);
+    assert_eq!(removed.code, 0, "{}{}", removed.out, removed.err);
+}

@@ -205,10 +205,24 @@ async fn an_env_that_moves_raises_the_epoch() {
     assert_eq!((moved.env.as_str(), moved.from, moved.left.len()), ("prd", ProviderKind::Kafka, 1));
     assert_eq!(moved.left[0].config["brokers"], json!(["k:9092", "k2:9092"]));
     assert!(at(&catalog, "prd").epoch > prd && at(&catalog, "prd").epoch == moved.epoch);
+    // What it leaves is remembered, with where the topics lie there, until it is through.
+    let left = |slug: &str| at(&catalog, slug).leaving.clone();
+    assert_eq!((left("prd").len(), left("prd")[0].epoch, left("dev").len()), (1, prd, 0));
+    assert_eq!((left("prd")[0].physical.name.as_str(), &left("prd")[0].config["brokers"]), ("orders", &json!(["k:9092", "k2:9092"])));
+    let through = [("created".to_owned(), "shop".to_owned())];
+    catalog.note_through(("shop", "order-events", "prd"), prd, &through, false).await.expect("noted");
+    assert!(left("prd")[0].through.contains("shop"));
+    assert_eq!(catalog.fetch_broker("shop", "order-events").expect("tag").expect("broker").envs[0].leaving.len(), 1);
+    catalog.update_broker(None, "order-events", kafka(json!(["k:9092"]))).await.expect("update");
+    assert_eq!(left("prd")[0].config["brokers"], json!(["elsewhere:9092"]), "where it came back to is left no longer");
+    let epoch = left("prd")[0].epoch;
+    catalog.note_through(("shop", "order-events", "prd"), epoch, &[], true).await.expect("noted");
+    assert_eq!(left("prd").len(), 0);
+    catalog.update_broker(None, "order-events", kafka(json!(["elsewhere:9092"]))).await.expect("update");
 
     let nats = json!({ "cut": true, "envs": [{ "slug": "prd", "type": "NATS", "config": { "servers": "n" } }] });
     let update = catalog.update_broker(None, "order-events", nats).await.expect("update");
-    assert_eq!((update.moved[0].to, update.cut), (ProviderKind::Nats, true));
+    assert_eq!((update.moved[0].to, update.cut, left("prd").len()), (ProviderKind::Nats, true, 0));
     assert_eq!(at(&catalog, "prd").physical.name, "shop.prd.order-events.created");
     assert_eq!(at(&catalog, "dev").epoch, dev, "the other env is not touched");
 }
