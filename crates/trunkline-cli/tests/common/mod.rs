@@ -221,7 +221,7 @@ pub fn setting(name: &str) -> String {
 }
 
 /// Plays the demo on a server, and removes what it made there.
-pub fn demo_on(kind: &str, config: &serde_json::Value) {
+pub fn demo_on(kind: &str, config: &Value) {
     let dir = Dir::new();
     let file = dir.write("server.json", serde_json::json!({ "type": kind, "config": config }).to_string());
     let summary = dir.json(&["demo", "--rounds", "3", "--keep", "data", "--broker", &format!("@{file}")]);
