@@ -206,7 +206,7 @@ async fn an_env_that_moves_raises_the_epoch() {
     assert_eq!(moved.left[0].config["brokers"], json!(["k:9092", "k2:9092"]));
     assert!(at(&catalog, "prd").epoch > prd && at(&catalog, "prd").epoch == moved.epoch);
     // What it leaves is remembered, with where the topics lie there, until it is through.
-    let left = |slug: &str| at(&catalog, slug).leaving.clone();
+    let left = |slug: &'static str| at(&catalog, slug).leaving.clone();
     assert_eq!((left("prd").len(), left("prd")[0].epoch, left("dev").len()), (1, prd, 0));
     assert_eq!((left("prd")[0].physical.name.as_str(), &left("prd")[0].config["brokers"]), ("orders", &json!(["k:9092", "k2:9092"])));
     let through = [("created".to_owned(), "shop".to_owned())];
