@@ -116,8 +116,7 @@ impl Member {
             }
             let Seat { mut ledger, revision, above } = match self.read().await {
                 Ok(read) => read,
-                Err(error) if beaten.is_none() || !error.retryable() => return Err(error),
-                // There is time until the lease ends.
+                Err(error) if self.is_final(beaten, &error) => return Err(error),
                 Err(_) => {
                     tokio::time::sleep(lease / 20).await;
                     continue;
@@ -141,7 +140,7 @@ impl Member {
                     Ok(true) => {}
                     // Another was faster: look again.
                     Ok(false) => continue,
-                    Err(error) if beaten.is_none() || !error.retryable() => return Err(error),
+                    Err(error) if self.is_final(beaten, &error) => return Err(error),
                     Err(_) => {
                         tokio::time::sleep(lease / 20).await;
                         continue;
@@ -157,6 +156,11 @@ impl Member {
             self.assign.joined.send_replace(true);
             self.wait(&mut pokes, &seen, beaten.unwrap_or(asked) + lease / 4).await;
         }
+    }
+
+    /// Whether a failure is no matter of time: there is time until the lease ends, where there is one.
+    fn is_final(&self, beaten: Option<Instant>, error: &Error) -> bool {
+        beaten.is_none() || !error.retryable() || self.live.link.is_dead()
     }
 
     /// The members that have not beaten for a lease.

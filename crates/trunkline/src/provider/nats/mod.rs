@@ -111,6 +111,8 @@ struct Line {
     ever: bool,
     failures: u32,
     not_before: Option<Instant>,
+    /// When the last attempt that failed began, and why it failed.
+    last: Option<(Instant, Error)>,
 }
 
 impl Nats {
@@ -134,6 +136,7 @@ impl Nats {
             tls_required: config.common.tls.is_some(),
             tls,
             name: config.name.clone().unwrap_or_else(|| "trunkline".into()),
+            first: Arc::default(),
         };
         if let Some(stream) = &config.stream {
             check_stream(stream)?;
@@ -184,9 +187,14 @@ impl Shared {
     }
 
     async fn connect(&self) -> Result<Arc<Link>> {
+        let asked = Instant::now();
         let mut line = self.line.lock().await;
         if let Some(link) = line.link.clone().filter(|link| !link.is_dead()) {
             return Ok(link);
+        }
+        // An attempt that began after this call was its attempt too: who waits in line does not try once more each.
+        if let Some((_, error)) = line.last.as_ref().filter(|(begun, _)| *begun >= asked) {
+            return Err(error.clone());
         }
         let most = u32::try_from(self.config.max_reconnect_attempts).ok();
         if line.ever && most.is_some_and(|most| line.failures >= most) {
@@ -200,9 +208,10 @@ impl Shared {
         if let Some(not_before) = line.not_before {
             tokio::time::sleep_until(not_before.into()).await;
         }
+        let begun = Instant::now();
         match self.dial.connect().await {
             Ok(link) => {
-                *line = Line { link: Some(link.clone()), ever: true, failures: 0, not_before: None };
+                *line = Line { link: Some(link.clone()), ever: true, ..Line::default() };
                 *self.current.lock() = Some(link.clone());
                 Ok(link)
             }
@@ -211,6 +220,7 @@ impl Shared {
                 let longest = self.config.reconnect_time_wait.unwrap_or(Duration::from_secs(2));
                 let pause = (AGAIN * 2_u32.saturating_pow(line.failures.min(16))).min(longest);
                 line.not_before = Some(Instant::now() + pause);
+                line.last = Some((begun, error.clone()));
                 Err(error)
             }
         }
