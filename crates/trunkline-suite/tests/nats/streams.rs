@@ -95,29 +95,72 @@ async fn many_topics_in_one_stream() {
     provider.remove(Remove::Topic(&a)).await.unwrap();
     let info = ask(&foreign().await, &format!("STREAM.INFO.{name}"), Value::Null).await;
     assert_eq!(info["config"]["subjects"], json!([format!("{}._shard.*", b.name)]), "the other topic stays");
-    assert_eq!(info["state"]["consumer_count"], 2);
+    assert_eq!((&info["state"]["consumer_count"], &info["state"]["messages"]), (&json!(2), &json!(1)));
     let error = send(&*provider, &a, message("gone")).await.expect_err("removed");
     assert_eq!((error.error.code(), error.ambiguous), (Code::TopicNotFound, false));
     provider.remove(Remove::Topic(&b)).await.unwrap();
+    let info = ask(&foreign().await, &format!("STREAM.INFO.{name}"), Value::Null).await;
+    assert_eq!((&info["state"]["consumer_count"], &info["state"]["messages"]), (&json!(0), &json!(0)));
+    // The stream stays, and takes the next topic.
+    assert_eq!(info["config"]["subjects"], json!([format!("_trunkline.none.{name}")]));
+    provider.ensure(&a, &[]).await.unwrap();
+    send(&*provider, &a, message("again")).await.unwrap();
+    let info = ask(&foreign().await, &format!("STREAM.INFO.{name}"), Value::Null).await;
+    assert_eq!(info["config"]["subjects"], json!([a.name]));
 }
 
-/// Eight processes add topics to one stream at the same time: none is lost.
+/// Eight processes add topics to one stream at the same time, and others remove some: none is lost, none comes back.
 #[tokio::test]
 async fn many_add_topics_to_one_stream_at_once() {
     let config = json!({ "servers": setting("NATS"), "stream": fresh("CROWD") });
+    let provider = open(&config).await.unwrap();
+    let gone: Vec<TopicSpec> = (0..4).map(|n| TopicSpec { ordered: n % 2 == 0, shards: 2, ..topic("gone") }).collect();
+    for topic in &gone {
+        provider.ensure(topic, &[]).await.unwrap();
+    }
     let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..8 {
-        let (config, topic) = (config.clone(), topic("crowd"));
+    for n in 0..8 {
+        let (config, topic) = (config.clone(), TopicSpec { ordered: n % 2 == 0, shards: 3, ..topic("crowd") });
         tasks.spawn(async move {
             let provider = open(&config).await.unwrap();
             provider.ensure(&topic, &[]).await.unwrap();
-            topic
+            Some(topic)
         });
     }
-    let provider = open(&config).await.unwrap();
-    for topic in tasks.join_all().await {
-        send(&*provider, &topic, message("x")).await.unwrap();
+    for topic in gone.clone() {
+        let config = config.clone();
+        tasks.spawn(async move {
+            open(&config).await.unwrap().remove(Remove::Topic(&topic)).await.unwrap();
+            None
+        });
     }
+    for topic in tasks.join_all().await.into_iter().flatten() {
+        send(&*provider, &topic, message("x")).await.unwrap();
+        let again = provider.ensure(&topic, &[]).await.unwrap();
+        assert_eq!((again.created.len(), again.drift), (0, vec![]));
+    }
+    for topic in &gone {
+        let error = send(&*provider, topic, message("gone")).await.expect_err("removed");
+        assert_eq!((error.error.code(), error.ambiguous), (Code::TopicNotFound, false));
+    }
+}
+
+/// A topic that stands on the list of a stream, but whose subject another stream has by now, is in nobody's way.
+#[tokio::test]
+async fn a_subject_that_went_elsewhere_is_in_nobodys_way() {
+    let (name, other) = (fresh("LEFT"), fresh("OTHER"));
+    let provider = open(&json!({ "servers": setting("NATS"), "stream": name })).await.unwrap();
+    let (moved, next) = (topic("moved"), topic("next"));
+    provider.ensure(&moved, &[]).await.unwrap();
+    let client = foreign().await;
+    ask(&client, &format!("STREAM.DELETE.{name}"), Value::Null).await;
+    let taken = json!({ "name": other, "subjects": [moved.name], "num_replicas": 1 });
+    ask(&client, &format!("STREAM.CREATE.{other}"), taken).await;
+    provider.ensure(&next, &[]).await.unwrap();
+    send(&*provider, &next, message("x")).await.unwrap();
+    let error = provider.ensure(&moved, &[]).await.expect_err("taken");
+    assert_eq!((error.code(), error.detail_str("field")), (Code::ConfigInvalid, Some("stream")));
+    assert!(error.detail_str("next").unwrap().contains(&other), "{error:?}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use super::api::{self, ConsumerInfo, Refused, StreamInfo};
 use super::error;
 use super::link::Link;
 use super::place::{OWNERS, OWNERS_SUBJECTS, PIN_GROUP, Place, covers};
-use super::read;
+use super::{read, topics};
 use crate::capability::Durability;
 use crate::error::{Code, Error, Result};
 use crate::message::Millis;
@@ -82,26 +82,34 @@ async fn ensure_stream(link: &Link, rules: Rules, place: &Place, ensured: &mut E
     let doing = format!("stream '{}'", place.stream);
     let found = api::stream_info(link, &place.stream).await.map_err(|e| e.into_error(&doing))?;
     let info = match found {
-        Some(info) => info,
-        None if !rules.create => return Err(missing_stream(place)),
-        None => {
-            let created = api::stream_create(link, &place.stream, &stream_config(rules, place)).await;
-            match created {
-                Ok(info) => {
-                    ensured.created.push(format!("stream '{}' for subject '{}'", place.stream, place.pattern()));
-                    return Ok(info);
-                }
-                Err(refused) if refused.is(error::SUBJECTS_OVERLAP) => return Err(taken(link, place).await),
-                // Another process was faster, with another config.
-                Err(refused) if refused.is(error::STREAM_IN_USE) => api::stream_info(link, &place.stream)
-                    .await
-                    .map_err(|e| e.into_error(&doing))?
-                    .ok_or_else(|| Error::new(Code::SubscribeFailed, format!("{doing} came and went")).with_retryable(true))?,
-                Err(refused) => return Err(refused.into_error(&doing)),
-            }
+        Some(info) if !place.shared || listens(&info, place) => info,
+        _ if !rules.create => return Err(missing_stream(place)),
+        _ if place.shared => {
+            ensure_owners(link, rules, ensured).await?;
+            let (info, made) = topics::add(link, place, &stream_config(rules, place)).await?;
+            ensured.created.push(match made {
+                true => format!("stream '{}' for subject '{}'", place.stream, place.pattern()),
+                false => format!("subject '{}' in stream '{}'", place.pattern(), place.stream),
+            });
+            info
         }
+        _ => match api::stream_create(link, &place.stream, &stream_config(rules, place)).await {
+            Ok(info) => {
+                ensured.created.push(format!("stream '{}' for subject '{}'", place.stream, place.pattern()));
+                return Ok(info);
+            }
+            Err(refused) if refused.is(error::SUBJECTS_OVERLAP) => {
+                let others = api::streams_of(link, &place.pattern()).await.unwrap_or_default();
+                return Err(topics::taken(place, &others.join("', '")));
+            }
+            // Another process was faster, with another config.
+            Err(refused) if refused.is(error::STREAM_IN_USE) => api::stream_info(link, &place.stream)
+                .await
+                .map_err(|e| e.into_error(&doing))?
+                .ok_or_else(|| Error::new(Code::SubscribeFailed, format!("{doing} came and went")).with_retryable(true))?,
+            Err(refused) => return Err(refused.into_error(&doing)),
+        },
     };
-    let info = if place.shared && !listens(&info, place) { add_topic(link, rules, place, info, ensured).await? } else { info };
     ensured.drift.extend(stream_drift(&info, rules, place));
     Ok(info)
 }
@@ -137,50 +145,11 @@ fn shards_there(info: &StreamInfo, place: &Place) -> Option<u32> {
     if place.ordered { info.metadata(&place.shards_key())?.parse().ok() } else { None }
 }
 
-/// Adds a topic to the stream it shares with others. Others may do the same at this moment, so it is looked at again.
-async fn add_topic(link: &Link, rules: Rules, place: &Place, mut info: StreamInfo, ensured: &mut Ensured) -> Result<StreamInfo> {
-    if !rules.create {
-        return Err(missing_stream(place));
-    }
-    let doing = format!("adding '{}' to stream '{}'", place.pattern(), place.stream);
-    for _ in 0..20 {
-        let mut config = info.config.clone();
-        let subjects = config.entry("subjects").or_insert_with(|| json!([]));
-        if let Some(list) = subjects.as_array_mut() {
-            list.push(place.pattern().into());
-        }
-        if place.ordered {
-            let metadata = config.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
-            metadata[place.shards_key()] = place.shards.to_string().into();
-        }
-        match api::stream_update(link, &place.stream, &config).await {
-            Ok(_) => {}
-            Err(refused) if refused.is(error::SUBJECTS_OVERLAP) => return Err(taken(link, place).await),
-            Err(refused) => return Err(refused.into_error(&doing)),
-        }
-        let seen = api::stream_info(link, &place.stream).await.map_err(|e| e.into_error(&doing))?;
-        info = seen.ok_or_else(|| missing_stream(place))?;
-        if listens(&info, place) && (!place.ordered || shards_there(&info, place).is_some()) {
-            ensured.created.push(format!("subject '{}' in stream '{}'", place.pattern(), place.stream));
-            return Ok(info);
-        }
-    }
-    Err(Error::new(Code::SubscribeFailed, format!("{doing}: others change the stream all the time")).with_retryable(true))
-}
-
 fn missing_stream(place: &Place) -> Error {
     let shards = if place.ordered { format!(" and the metadata {}={}", place.shards_key(), place.shards) } else { String::new() };
     Error::new(Code::TopicNotFound, format!("no stream '{}' listens to '{}', and `create` is false", place.stream, place.pattern()))
         .detail("stream", place.stream.as_str())
         .next(format!("create the stream '{}' with the subject '{}'{shards}, or set `create: true`", place.stream, place.pattern()))
-}
-
-/// The subject belongs to a stream of another name.
-async fn taken(link: &Link, place: &Place) -> Error {
-    let others = api::streams_of(link, &place.pattern()).await.unwrap_or_default().join("', '");
-    Error::new(Code::ConfigInvalid, format!("the subject '{}' belongs to another stream: '{others}'", place.pattern()))
-        .field("stream")
-        .next(format!("set `stream: {others}`, or give the topic another name"))
 }
 
 fn stream_drift(info: &StreamInfo, rules: Rules, place: &Place) -> Vec<String> {
@@ -420,30 +389,24 @@ pub(super) async fn remove_topic(link: &Link, place: &Place) -> Result<()> {
         api::stream_delete(link, &place.stream).await.map_err(said)?;
         return forget_owners(link, place, "*").await;
     }
-    let Some(info) = api::stream_info(link, &place.stream).await.map_err(said)? else { return Ok(()) };
+    if api::stream_info(link, &place.stream).await.map_err(said)?.is_none() {
+        return Ok(());
+    }
     for name in api::consumer_names(link, &place.stream).await.map_err(said)? {
         let consumer = api::consumer_info(link, &place.stream, &name).await.map_err(said)?;
         let filter = consumer.and_then(|consumer| consumer.config.filter_subject).unwrap_or_default();
-        if !filter.is_empty() && covers(&place.pattern(), &filter) {
-            api::consumer_delete(link, &place.stream, &name).await.map_err(said)?;
+        if filter.is_empty() || !covers(&place.pattern(), &filter) {
+            continue;
+        }
+        api::consumer_delete(link, &place.stream, &name).await.map_err(said)?;
+        // One consumer per shard, and one ledger for all of them.
+        if let Some((group, _)) = name.rsplit_once('=').filter(|_| place.ordered) {
+            forget_owners(link, place, group).await?;
         }
     }
-    api::stream_purge(link, &place.stream, &place.pattern()).await.map_err(said)?;
-    let mut config = info.config.clone();
-    let rest: Vec<Value> = info.subjects().filter(|subject| *subject != place.pattern()).map(Value::from).collect();
-    if rest.len() == info.subjects().count() {
-        return Ok(());
-    }
-    if rest.is_empty() {
-        api::stream_delete(link, &place.stream).await.map_err(said)?;
-    } else {
-        config.insert("subjects".into(), rest.into());
-        if let Some(metadata) = config.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.remove(&place.shards_key());
-        }
-        api::stream_update(link, &place.stream, &config).await.map_err(said)?;
-    }
-    Ok(())
+    topics::remove(link, place).await?;
+    // What was produced until a moment ago.
+    api::stream_purge(link, &place.stream, &place.pattern()).await.map_err(said)
 }
 
 /// Removes a group.

@@ -2,7 +2,8 @@
 //!
 //! - `access` says where the servers are and who we are; `link` is one connection, never repaired; `probe` tests
 //!   one in stages.
-//! - `place` names streams, subjects and consumers; `api` asks JetStream; `admin` makes, compares, counts and removes.
+//! - `place` names streams, subjects and consumers; `api` asks JetStream; `admin` makes, compares, counts and removes;
+//!   `topics` lists those of a stream that several share.
 //! - `envelope` is the wire; `send` publishes and `confirms` gathers the answers.
 //! - `feed` is what is known of one consumer that is being pulled from; `subscription` puts the feeds of one member
 //!   together, `reader` fills them, `pull` asks for more, `settle` acks, `keeper` keeps the leases.
@@ -55,6 +56,7 @@ mod send;
 mod settle;
 mod subscription;
 mod takeover;
+mod topics;
 
 /// A delivery can be given back for at most this long: what waits takes up room among what may be in hand.
 const LONGEST_RETRY_MS: u64 = 60_000;
