@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use trunkline::capability::Durability;
-use trunkline::delivery::{EnvelopeId, Settle, Settled};
+use trunkline::delivery::{Delivery, EnvelopeId, Settle, Settled};
 use trunkline::message::header;
-use trunkline::provider::{Outgoing, ReadFrom, Remove, TopicSpec};
+use trunkline::provider::{Outgoing, ReadFrom, Remove, Signal, Subscription, SubscriptionState, TopicSpec};
 use trunkline::{Code, Headers, MessageId};
 use trunkline_suite::server::setting;
 
@@ -72,6 +72,49 @@ async fn a_full_stream_refuses_and_recovers() {
     assert!(error.retryable && !error.ambiguous);
     ask(&foreign().await, &format!("STREAM.PURGE.{}", topic.name), Value::Null).await;
     send(&*provider, &topic, late).await.unwrap();
+}
+
+/// A stream that drops its oldest messages at a limit: a member says so while its group is behind, and is well again after.
+#[tokio::test]
+async fn a_stream_that_drops_the_oldest_says_so() {
+    let provider = open(&plain()).await.unwrap();
+    let (topic, group) = (topic("drops"), group());
+    stream(&topic, json!({ "max_msgs": 5, "discard": "old" })).await;
+    provider.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();
+    for n in 0..12 {
+        send(&*provider, &topic, message(n.to_string())).await.unwrap();
+    }
+    let member = join(&*provider, &topic, &group).await;
+    let mut got = said(&*member, SubscriptionState::Degraded("messages_dropped")).await;
+    got.extend(take(&*member, 5 - got.len()).await);
+    assert_eq!(got.iter().map(|delivery| delivery.position.offset).collect::<Vec<_>>(), [8, 9, 10, 11, 12]);
+    done(&*member, &got).await;
+    assert_eq!(said(&*member, SubscriptionState::Live).await.len(), 0);
+    send(&*provider, &topic, message("next")).await.unwrap();
+    let got = take(&*member, 1).await;
+    done(&*member, &got).await;
+}
+
+/// What comes until a member says that this is its state.
+async fn said(member: &dyn Subscription, wanted: SubscriptionState) -> Vec<Delivery> {
+    let mut got = Vec::new();
+    let all = async {
+        let mut found = false;
+        while !found {
+            for signal in member.next(16, usize::MAX, Duration::from_secs(1)).await.unwrap() {
+                match signal {
+                    Signal::Deliveries { items, .. } => got.extend(items),
+                    Signal::State(state) => {
+                        assert_eq!(state, wanted);
+                        found = true;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all).await.expect("it is said");
+    got
 }
 
 #[tokio::test]

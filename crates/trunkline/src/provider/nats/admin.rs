@@ -28,13 +28,15 @@ pub(super) struct Facts {
     pub(super) dedup_window_ms: u64,
     /// The stream's own limit, if it has one.
     pub(super) max_message: Option<usize>,
+    /// Whether a limit drops the oldest messages, settled or not.
+    pub(super) drops: bool,
 }
 
 impl Facts {
     /// Of a stream as it is made here.
     pub(super) fn wished(replicas: u32) -> Facts {
         let durability = if replicas > 1 { Durability::Replicated } else { Durability::Written };
-        Facts { durability, dedup_window_ms: crate::message::millis(DEDUP_WINDOW), max_message: None }
+        Facts { durability, dedup_window_ms: crate::message::millis(DEDUP_WINDOW), max_message: None, drops: false }
     }
 
     fn of(info: &StreamInfo) -> Facts {
@@ -48,6 +50,7 @@ impl Facts {
             durability,
             dedup_window_ms: u64::try_from(info.number("duplicate_window") / 1_000_000).unwrap_or(0),
             max_message: usize::try_from(info.number("max_msg_size")).ok().filter(|most| *most > 0),
+            drops: !limits(info).is_empty() && (info.text("discard") != "new" || info.number("max_age") > 0),
         }
     }
 }
@@ -152,6 +155,12 @@ fn missing_stream(place: &Place) -> Error {
         .next(format!("create the stream '{}' with the subject '{}'{shards}, or set `create: true`", place.stream, place.pattern()))
 }
 
+/// The limits of a stream, as `name=value`.
+fn limits(info: &StreamInfo) -> Vec<String> {
+    let names = ["max_msgs", "max_bytes", "max_age", "max_msgs_per_subject"].into_iter();
+    names.filter(|name| info.number(name) > 0).map(|name| format!("{name}={}", info.number(name))).collect()
+}
+
 fn stream_drift(info: &StreamInfo, rules: Rules, place: &Place) -> Vec<String> {
     let mut drift = Vec::new();
     let mut say = |when: bool, text: String| {
@@ -168,12 +177,7 @@ fn stream_drift(info: &StreamInfo, rules: Rules, place: &Place) -> Vec<String> {
         format!("its retention is '{retention}': messages are gone once settled, replay and new groups miss them"),
     );
     say(retention == "workqueue", "its retention is 'workqueue': only one group can exist".into());
-    let limits: Vec<String> = ["max_msgs", "max_bytes", "max_age", "max_msgs_per_subject"]
-        .into_iter()
-        .filter(|name| info.number(name) > 0)
-        .map(|name| format!("{name}={}", info.number(name)))
-        .collect();
-    let limits = limits.join(", ");
+    let limits = limits(info).join(", ");
     let drops = info.text("discard") != "new" && !limits.is_empty();
     say(drops, format!("discard=old with {limits}: messages that no group has settled are dropped at the limit"));
     say(

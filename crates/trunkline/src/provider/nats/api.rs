@@ -52,6 +52,8 @@ pub(super) struct StreamInfo {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct StreamState {
     #[serde(default)]
+    pub(super) first_seq: u64,
+    #[serde(default)]
     pub(super) last_seq: u64,
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Shared;
+use super::{DROPPED, Shared};
 use super::api;
 use super::envelope;
 use super::error;
@@ -25,9 +25,6 @@ use crate::error::{Error, Result};
 use crate::message::now_ms;
 use crate::provider::net::slab::Slab;
 use crate::provider::{GroupSpec, Prefetch, Signal, SubscribeOptions, Subscription, SubscriptionState, TopicSpec};
-
-/// What is said of a member that could not keep up.
-const DROPPED: &str = "messages_dropped";
 
 #[derive(Debug)]
 struct Live {

@@ -66,6 +66,8 @@ const MAX_PAYLOAD: usize = 1 << 20;
 const HEADROOM: usize = 512;
 /// Pinned clients came with this version.
 const PINNED_SINCE: (u32, u32, u32) = (2, 11, 0);
+/// What is said where messages were dropped before the group had them.
+const DROPPED: &str = "messages_dropped";
 /// The pause before a connection is opened again, growing from this to `reconnectTimeWait`.
 const AGAIN: Duration = Duration::from_millis(50);
 

@@ -221,6 +221,7 @@ pub(super) async fn subscribe(
     }
     live.spawn(pull::pull(live.clone()));
     live.spawn(keeper::keep(live.clone()));
+    live.spawn(keeper::watch_drops(live.clone()));
     for route in 0..live.places.len() {
         if let Some(assign) = &live.assigns[route] {
             live.tasks.spawn(assign::run(live.clone(), route));
