@@ -208,14 +208,7 @@ pub(super) async fn last_message(link: &Link, stream: &str, subject: &str) -> Re
 
 /// Writes the next message of a subject whose last one is `revision` (0: there is none); `false` if another has written
 /// since.
-pub(super) async fn replace(
-    link: &Link,
-    subject: &Subject,
-    revision: u64,
-    body: Vec<u8>,
-    within: Duration,
-    doing: &str,
-) -> Result<bool> {
+pub(super) async fn replace(link: &Link, subject: &Subject, revision: u64, body: Vec<u8>, within: Duration, doing: &str) -> Result<bool> {
     let mut headers = HeaderMap::new();
     headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
     let answer = link.request_with(subject, Some(headers), body.into(), within).await;

@@ -14,12 +14,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{DROPPED, Shared};
 use super::api;
 use super::envelope;
 use super::error;
 use super::link::{Link, denied};
 use super::place::Place;
+use super::{DROPPED, Shared};
 use crate::delivery::{Deliveries, Delivery, Position, Settle, Settled, Token};
 use crate::error::{Error, Result};
 use crate::message::now_ms;

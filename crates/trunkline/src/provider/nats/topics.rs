@@ -50,7 +50,10 @@ impl Entry {
 pub(super) async fn add(link: &Link, place: &Place, fresh: &Value) -> Result<(StreamInfo, bool)> {
     let doing = format!("adding '{}' to stream '{}'", place.pattern(), place.stream);
     let until = Instant::now() + WITHIN;
-    change(link, place, until, |list| drop(list.topics.insert(place.topic.to_string(), Entry::of(place)))).await?;
+    change(link, place, until, |topics| {
+        topics.insert(place.topic.to_string(), Entry::of(place));
+    })
+    .await?;
     let (mut state, mut made) = (Agreement::default(), false);
     while Instant::now() < until {
         // The list first: what is listed later is seen by who listed it.
@@ -71,7 +74,10 @@ pub(super) async fn add(link: &Link, place: &Place, fresh: &Value) -> Result<(St
             Err(refused) if refused.is(error::STREAM_IN_USE) || refused.is(error::STREAM_NOT_FOUND) => {}
             Err(refused) if refused.is(error::SUBJECTS_OVERLAP) => {
                 if let Some(other) = state.leave_out(link, &list, place).await? {
-                    change(link, place, until, |list| drop(list.topics.remove(&*place.topic))).await?;
+                    change(link, place, until, |topics| {
+                        topics.remove(&*place.topic);
+                    })
+                    .await?;
                     return Err(taken(place, &other));
                 }
             }
@@ -88,7 +94,10 @@ pub(super) async fn remove(link: &Link, place: &Place) -> Result<()> {
     let until = Instant::now() + WITHIN;
     let marked = Entry { removed: true, ..Entry::of(place) };
     if api::stream_info(link, OWNERS).await.map_err(|e| e.into_error(&doing))?.is_some() {
-        change(link, place, until, |list| drop(list.topics.insert(place.topic.to_string(), marked))).await?;
+        change(link, place, until, |topics| {
+            topics.insert(place.topic.to_string(), marked);
+        })
+        .await?;
     }
     let mut state = Agreement::default();
     while Instant::now() < until {
@@ -103,12 +112,7 @@ pub(super) async fn remove(link: &Link, place: &Place) -> Result<()> {
         let wanted = info.as_ref().and_then(|info| state.next(&list, Some(&info.config), place));
         let Some(config) = wanted else {
             if read(link, place).await?.is_some() {
-                let gone = |list: &mut List| {
-                    if list.topics.get(&*place.topic).is_some_and(|entry| entry.removed) {
-                        list.topics.remove(&*place.topic);
-                    }
-                };
-                change(link, place, until, gone).await?;
+                change(link, place, until, |topics| topics.retain(|topic, entry| **topic != *place.topic || !entry.removed)).await?;
             }
             return Ok(());
         };
@@ -220,12 +224,12 @@ async fn read(link: &Link, place: &Place) -> Result<Option<(List, u64)>> {
 }
 
 /// Changes the list.
-async fn change(link: &Link, place: &Place, until: Instant, how: impl Fn(&mut List)) -> Result<()> {
+async fn change(link: &Link, place: &Place, until: Instant, how: impl Fn(&mut BTreeMap<String, Entry>)) -> Result<()> {
     let doing = "writing the topics of a stream";
     while Instant::now() < until {
         let (before, revision) = read(link, place).await?.unwrap_or_default();
         let mut list = before.clone();
-        how(&mut list);
+        how(&mut list.topics);
         if list == before {
             return Ok(());
         }
