@@ -85,7 +85,9 @@ pub(crate) async fn done(subscription: &dyn Subscription, got: &[Delivery]) {
 
 /// A plain client of the same server, that knows nothing of Trunkline.
 pub(crate) async fn foreign() -> async_nats::Client {
-    async_nats::connect(setting("NATS")).await.unwrap()
+    // A server whose disk is busy may take longer than the client's ten seconds.
+    let options = async_nats::ConnectOptions::new().request_timeout(Some(Duration::from_secs(60)));
+    options.connect(setting("NATS")).await.unwrap()
 }
 
 /// Asks JetStream's API something, as an operator would.

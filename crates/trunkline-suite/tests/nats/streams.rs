@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use trunkline::capability::Durability;
-use trunkline::delivery::{EnvelopeId, Settle, Settled};
+use trunkline::delivery::{Delivery, EnvelopeId, Settle, Settled};
 use trunkline::message::header;
-use trunkline::provider::{Outgoing, ReadFrom, Remove, TopicSpec};
+use trunkline::provider::{Outgoing, ReadFrom, Remove, Signal, Subscription, SubscriptionState, TopicSpec};
 use trunkline::{Code, Headers, MessageId};
 use trunkline_suite::server::setting;
 
@@ -74,6 +74,49 @@ async fn a_full_stream_refuses_and_recovers() {
     send(&*provider, &topic, late).await.unwrap();
 }
 
+/// A stream that drops its oldest messages at a limit: a member says so while its group is behind, and is well again after.
+#[tokio::test]
+async fn a_stream_that_drops_the_oldest_says_so() {
+    let provider = open(&plain()).await.unwrap();
+    let (topic, group) = (topic("drops"), group());
+    stream(&topic, json!({ "max_msgs": 5, "discard": "old" })).await;
+    provider.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();
+    for n in 0..12 {
+        send(&*provider, &topic, message(n.to_string())).await.unwrap();
+    }
+    let member = join(&*provider, &topic, &group).await;
+    let mut got = said(&*member, SubscriptionState::Degraded("messages_dropped")).await;
+    got.extend(take(&*member, 5 - got.len()).await);
+    assert_eq!(got.iter().map(|delivery| delivery.position.offset).collect::<Vec<_>>(), [8, 9, 10, 11, 12]);
+    done(&*member, &got).await;
+    assert_eq!(said(&*member, SubscriptionState::Live).await.len(), 0);
+    send(&*provider, &topic, message("next")).await.unwrap();
+    let got = take(&*member, 1).await;
+    done(&*member, &got).await;
+}
+
+/// What comes until a member says that this is its state.
+async fn said(member: &dyn Subscription, wanted: SubscriptionState) -> Vec<Delivery> {
+    let mut got = Vec::new();
+    let all = async {
+        let mut found = false;
+        while !found {
+            for signal in member.next(16, usize::MAX, Duration::from_secs(1)).await.unwrap() {
+                match signal {
+                    Signal::Deliveries { items, .. } => got.extend(items),
+                    Signal::State(state) => {
+                        assert_eq!(state, wanted);
+                        found = true;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all).await.expect("it is said");
+    got
+}
+
 #[tokio::test]
 async fn many_topics_in_one_stream() {
     let name = fresh("ALL");
@@ -95,29 +138,72 @@ async fn many_topics_in_one_stream() {
     provider.remove(Remove::Topic(&a)).await.unwrap();
     let info = ask(&foreign().await, &format!("STREAM.INFO.{name}"), Value::Null).await;
     assert_eq!(info["config"]["subjects"], json!([format!("{}._shard.*", b.name)]), "the other topic stays");
-    assert_eq!(info["state"]["consumer_count"], 2);
+    assert_eq!((&info["state"]["consumer_count"], &info["state"]["messages"]), (&json!(2), &json!(1)));
     let error = send(&*provider, &a, message("gone")).await.expect_err("removed");
     assert_eq!((error.error.code(), error.ambiguous), (Code::TopicNotFound, false));
     provider.remove(Remove::Topic(&b)).await.unwrap();
+    let info = ask(&foreign().await, &format!("STREAM.INFO.{name}"), Value::Null).await;
+    assert_eq!((&info["state"]["consumer_count"], &info["state"]["messages"]), (&json!(0), &json!(0)));
+    // The stream stays, and takes the next topic.
+    assert_eq!(info["config"]["subjects"], json!([format!("_trunkline.none.{name}")]));
+    provider.ensure(&a, &[]).await.unwrap();
+    send(&*provider, &a, message("again")).await.unwrap();
+    let info = ask(&foreign().await, &format!("STREAM.INFO.{name}"), Value::Null).await;
+    assert_eq!(info["config"]["subjects"], json!([a.name]));
 }
 
-/// Eight processes add topics to one stream at the same time: none is lost.
+/// Eight processes add topics to one stream at the same time, and others remove some: none is lost, none comes back.
 #[tokio::test]
 async fn many_add_topics_to_one_stream_at_once() {
     let config = json!({ "servers": setting("NATS"), "stream": fresh("CROWD") });
+    let provider = open(&config).await.unwrap();
+    let gone: Vec<TopicSpec> = (0..4).map(|n| TopicSpec { ordered: n % 2 == 0, shards: 2, ..topic("gone") }).collect();
+    for topic in &gone {
+        provider.ensure(topic, &[]).await.unwrap();
+    }
     let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..8 {
-        let (config, topic) = (config.clone(), topic("crowd"));
+    for n in 0..8 {
+        let (config, topic) = (config.clone(), TopicSpec { ordered: n % 2 == 0, shards: 3, ..topic("crowd") });
         tasks.spawn(async move {
             let provider = open(&config).await.unwrap();
             provider.ensure(&topic, &[]).await.unwrap();
-            topic
+            Some(topic)
         });
     }
-    let provider = open(&config).await.unwrap();
-    for topic in tasks.join_all().await {
-        send(&*provider, &topic, message("x")).await.unwrap();
+    for topic in gone.clone() {
+        let config = config.clone();
+        tasks.spawn(async move {
+            open(&config).await.unwrap().remove(Remove::Topic(&topic)).await.unwrap();
+            None
+        });
     }
+    for topic in tasks.join_all().await.into_iter().flatten() {
+        send(&*provider, &topic, message("x")).await.unwrap();
+        let again = provider.ensure(&topic, &[]).await.unwrap();
+        assert_eq!((again.created.len(), again.drift), (0, vec![]));
+    }
+    for topic in &gone {
+        let error = send(&*provider, topic, message("gone")).await.expect_err("removed");
+        assert_eq!((error.error.code(), error.ambiguous), (Code::TopicNotFound, false));
+    }
+}
+
+/// A topic that stands on the list of a stream, but whose subject another stream has by now, is in nobody's way.
+#[tokio::test]
+async fn a_subject_that_went_elsewhere_is_in_nobodys_way() {
+    let (name, other) = (fresh("LEFT"), fresh("OTHER"));
+    let provider = open(&json!({ "servers": setting("NATS"), "stream": name })).await.unwrap();
+    let (moved, next) = (topic("moved"), topic("next"));
+    provider.ensure(&moved, &[]).await.unwrap();
+    let client = foreign().await;
+    ask(&client, &format!("STREAM.DELETE.{name}"), Value::Null).await;
+    let taken = json!({ "name": other, "subjects": [moved.name], "num_replicas": 1 });
+    ask(&client, &format!("STREAM.CREATE.{other}"), taken).await;
+    provider.ensure(&next, &[]).await.unwrap();
+    send(&*provider, &next, message("x")).await.unwrap();
+    let error = provider.ensure(&moved, &[]).await.expect_err("taken");
+    assert_eq!((error.code(), error.detail_str("field")), (Code::ConfigInvalid, Some("stream")));
+    assert!(error.detail_str("next").unwrap().contains(&other), "{error:?}");
 }
 
 #[tokio::test]

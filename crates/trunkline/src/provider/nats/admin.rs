@@ -2,13 +2,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::api::{self, ConsumerInfo, Refused, StreamInfo};
 use super::error;
 use super::link::Link;
 use super::place::{OWNERS, OWNERS_SUBJECTS, PIN_GROUP, Place, covers};
-use super::read;
+use super::{read, topics};
 use crate::capability::Durability;
 use crate::error::{Code, Error, Result};
 use crate::message::Millis;
@@ -28,13 +28,15 @@ pub(super) struct Facts {
     pub(super) dedup_window_ms: u64,
     /// The stream's own limit, if it has one.
     pub(super) max_message: Option<usize>,
+    /// Whether a limit drops the oldest messages, settled or not.
+    pub(super) drops: bool,
 }
 
 impl Facts {
     /// Of a stream as it is made here.
     pub(super) fn wished(replicas: u32) -> Facts {
         let durability = if replicas > 1 { Durability::Replicated } else { Durability::Written };
-        Facts { durability, dedup_window_ms: crate::message::millis(DEDUP_WINDOW), max_message: None }
+        Facts { durability, dedup_window_ms: crate::message::millis(DEDUP_WINDOW), max_message: None, drops: false }
     }
 
     fn of(info: &StreamInfo) -> Facts {
@@ -48,6 +50,7 @@ impl Facts {
             durability,
             dedup_window_ms: u64::try_from(info.number("duplicate_window") / 1_000_000).unwrap_or(0),
             max_message: usize::try_from(info.number("max_msg_size")).ok().filter(|most| *most > 0),
+            drops: !limits(info).is_empty() && (info.text("discard") != "new" || info.number("max_age") > 0),
         }
     }
 }
@@ -82,26 +85,34 @@ async fn ensure_stream(link: &Link, rules: Rules, place: &Place, ensured: &mut E
     let doing = format!("stream '{}'", place.stream);
     let found = api::stream_info(link, &place.stream).await.map_err(|e| e.into_error(&doing))?;
     let info = match found {
-        Some(info) => info,
-        None if !rules.create => return Err(missing_stream(place)),
-        None => {
-            let created = api::stream_create(link, &place.stream, &stream_config(rules, place)).await;
-            match created {
-                Ok(info) => {
-                    ensured.created.push(format!("stream '{}' for subject '{}'", place.stream, place.pattern()));
-                    return Ok(info);
-                }
-                Err(refused) if refused.is(error::SUBJECTS_OVERLAP) => return Err(taken(link, place).await),
-                // Another process was faster, with another config.
-                Err(refused) if refused.is(error::STREAM_IN_USE) => api::stream_info(link, &place.stream)
-                    .await
-                    .map_err(|e| e.into_error(&doing))?
-                    .ok_or_else(|| Error::new(Code::SubscribeFailed, format!("{doing} came and went")).with_retryable(true))?,
-                Err(refused) => return Err(refused.into_error(&doing)),
-            }
+        Some(info) if !place.shared || listens(&info, place) => info,
+        _ if !rules.create => return Err(missing_stream(place)),
+        _ if place.shared => {
+            ensure_owners(link, rules, ensured).await?;
+            let (info, made) = topics::add(link, place, &stream_config(rules, place)).await?;
+            ensured.created.push(match made {
+                true => format!("stream '{}' for subject '{}'", place.stream, place.pattern()),
+                false => format!("subject '{}' in stream '{}'", place.pattern(), place.stream),
+            });
+            info
         }
+        _ => match api::stream_create(link, &place.stream, &stream_config(rules, place)).await {
+            Ok(info) => {
+                ensured.created.push(format!("stream '{}' for subject '{}'", place.stream, place.pattern()));
+                return Ok(info);
+            }
+            Err(refused) if refused.is(error::SUBJECTS_OVERLAP) => {
+                let others = api::streams_of(link, &place.pattern()).await.unwrap_or_default();
+                return Err(topics::taken(place, &others.join("', '")));
+            }
+            // Another process was faster, with another config.
+            Err(refused) if refused.is(error::STREAM_IN_USE) => api::stream_info(link, &place.stream)
+                .await
+                .map_err(|e| e.into_error(&doing))?
+                .ok_or_else(|| Error::new(Code::SubscribeFailed, format!("{doing} came and went")).with_retryable(true))?,
+            Err(refused) => return Err(refused.into_error(&doing)),
+        },
     };
-    let info = if place.shared && !listens(&info, place) { add_topic(link, rules, place, info, ensured).await? } else { info };
     ensured.drift.extend(stream_drift(&info, rules, place));
     Ok(info)
 }
@@ -137,37 +148,6 @@ fn shards_there(info: &StreamInfo, place: &Place) -> Option<u32> {
     if place.ordered { info.metadata(&place.shards_key())?.parse().ok() } else { None }
 }
 
-/// Adds a topic to the stream it shares with others. Others may do the same at this moment, so it is looked at again.
-async fn add_topic(link: &Link, rules: Rules, place: &Place, mut info: StreamInfo, ensured: &mut Ensured) -> Result<StreamInfo> {
-    if !rules.create {
-        return Err(missing_stream(place));
-    }
-    let doing = format!("adding '{}' to stream '{}'", place.pattern(), place.stream);
-    for _ in 0..20 {
-        let mut config = info.config.clone();
-        let subjects = config.entry("subjects").or_insert_with(|| json!([]));
-        if let Some(list) = subjects.as_array_mut() {
-            list.push(place.pattern().into());
-        }
-        if place.ordered {
-            let metadata = config.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
-            metadata[place.shards_key()] = place.shards.to_string().into();
-        }
-        match api::stream_update(link, &place.stream, &config).await {
-            Ok(_) => {}
-            Err(refused) if refused.is(error::SUBJECTS_OVERLAP) => return Err(taken(link, place).await),
-            Err(refused) => return Err(refused.into_error(&doing)),
-        }
-        let seen = api::stream_info(link, &place.stream).await.map_err(|e| e.into_error(&doing))?;
-        info = seen.ok_or_else(|| missing_stream(place))?;
-        if listens(&info, place) && (!place.ordered || shards_there(&info, place).is_some()) {
-            ensured.created.push(format!("subject '{}' in stream '{}'", place.pattern(), place.stream));
-            return Ok(info);
-        }
-    }
-    Err(Error::new(Code::SubscribeFailed, format!("{doing}: others change the stream all the time")).with_retryable(true))
-}
-
 fn missing_stream(place: &Place) -> Error {
     let shards = if place.ordered { format!(" and the metadata {}={}", place.shards_key(), place.shards) } else { String::new() };
     Error::new(Code::TopicNotFound, format!("no stream '{}' listens to '{}', and `create` is false", place.stream, place.pattern()))
@@ -175,12 +155,10 @@ fn missing_stream(place: &Place) -> Error {
         .next(format!("create the stream '{}' with the subject '{}'{shards}, or set `create: true`", place.stream, place.pattern()))
 }
 
-/// The subject belongs to a stream of another name.
-async fn taken(link: &Link, place: &Place) -> Error {
-    let others = api::streams_of(link, &place.pattern()).await.unwrap_or_default().join("', '");
-    Error::new(Code::ConfigInvalid, format!("the subject '{}' belongs to another stream: '{others}'", place.pattern()))
-        .field("stream")
-        .next(format!("set `stream: {others}`, or give the topic another name"))
+/// The limits of a stream, as `name=value`.
+fn limits(info: &StreamInfo) -> Vec<String> {
+    let names = ["max_msgs", "max_bytes", "max_age", "max_msgs_per_subject"].into_iter();
+    names.filter(|name| info.number(name) > 0).map(|name| format!("{name}={}", info.number(name))).collect()
 }
 
 fn stream_drift(info: &StreamInfo, rules: Rules, place: &Place) -> Vec<String> {
@@ -199,12 +177,7 @@ fn stream_drift(info: &StreamInfo, rules: Rules, place: &Place) -> Vec<String> {
         format!("its retention is '{retention}': messages are gone once settled, replay and new groups miss them"),
     );
     say(retention == "workqueue", "its retention is 'workqueue': only one group can exist".into());
-    let limits: Vec<String> = ["max_msgs", "max_bytes", "max_age", "max_msgs_per_subject"]
-        .into_iter()
-        .filter(|name| info.number(name) > 0)
-        .map(|name| format!("{name}={}", info.number(name)))
-        .collect();
-    let limits = limits.join(", ");
+    let limits = limits(info).join(", ");
     let drops = info.text("discard") != "new" && !limits.is_empty();
     say(drops, format!("discard=old with {limits}: messages that no group has settled are dropped at the limit"));
     say(
@@ -420,30 +393,24 @@ pub(super) async fn remove_topic(link: &Link, place: &Place) -> Result<()> {
         api::stream_delete(link, &place.stream).await.map_err(said)?;
         return forget_owners(link, place, "*").await;
     }
-    let Some(info) = api::stream_info(link, &place.stream).await.map_err(said)? else { return Ok(()) };
+    if api::stream_info(link, &place.stream).await.map_err(said)?.is_none() {
+        return Ok(());
+    }
     for name in api::consumer_names(link, &place.stream).await.map_err(said)? {
         let consumer = api::consumer_info(link, &place.stream, &name).await.map_err(said)?;
         let filter = consumer.and_then(|consumer| consumer.config.filter_subject).unwrap_or_default();
-        if !filter.is_empty() && covers(&place.pattern(), &filter) {
-            api::consumer_delete(link, &place.stream, &name).await.map_err(said)?;
+        if filter.is_empty() || !covers(&place.pattern(), &filter) {
+            continue;
+        }
+        api::consumer_delete(link, &place.stream, &name).await.map_err(said)?;
+        // One consumer per shard, and one ledger for all of them.
+        if let Some((group, _)) = name.rsplit_once('=').filter(|_| place.ordered) {
+            forget_owners(link, place, group).await?;
         }
     }
-    api::stream_purge(link, &place.stream, &place.pattern()).await.map_err(said)?;
-    let mut config = info.config.clone();
-    let rest: Vec<Value> = info.subjects().filter(|subject| *subject != place.pattern()).map(Value::from).collect();
-    if rest.len() == info.subjects().count() {
-        return Ok(());
-    }
-    if rest.is_empty() {
-        api::stream_delete(link, &place.stream).await.map_err(said)?;
-    } else {
-        config.insert("subjects".into(), rest.into());
-        if let Some(metadata) = config.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.remove(&place.shards_key());
-        }
-        api::stream_update(link, &place.stream, &config).await.map_err(said)?;
-    }
-    Ok(())
+    topics::remove(link, place).await?;
+    // What was produced until a moment ago.
+    api::stream_purge(link, &place.stream, &place.pattern()).await.map_err(said)
 }
 
 /// Removes a group.

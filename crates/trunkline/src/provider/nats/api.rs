@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -13,8 +14,8 @@ use super::error::{self, ApiError};
 use super::link::{Link, Missed};
 use crate::error::{Code, Error, Result};
 
-/// How long the server may take to answer.
-pub(super) const WITHIN: Duration = Duration::from_secs(5);
+/// How long the server may take to answer: its disk may be slow. A dead connection is noticed before.
+pub(super) const WITHIN: Duration = Duration::from_secs(15);
 
 /// Why a call has no answer of the kind that was asked for.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ pub(super) struct StreamInfo {
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct StreamState {
+    #[serde(default)]
+    pub(super) first_seq: u64,
     #[serde(default)]
     pub(super) last_seq: u64,
 }
@@ -133,6 +136,12 @@ pub(super) struct RawMessage {
     pub(super) time: String,
 }
 
+/// What every answer may be.
+#[derive(Deserialize)]
+struct Failure {
+    error: Option<ApiError>,
+}
+
 /// One call: the last part of its subject, and its body.
 async fn call<T: DeserializeOwned>(link: &Link, tail: &str, body: &Value) -> Result<T, Refused> {
     let subject = format!("$JS.API.{tail}").into();
@@ -144,10 +153,6 @@ async fn call<T: DeserializeOwned>(link: &Link, tail: &str, body: &Value) -> Res
             other => other.into_error("asking JetStream", &subject),
         })
     })?;
-    #[derive(Deserialize)]
-    struct Failure {
-        error: Option<ApiError>,
-    }
     if let Ok(Failure { error: Some(error) }) = serde_json::from_slice(&answer.payload) {
         return Err(Refused::Api(error));
     }
@@ -199,6 +204,21 @@ pub(super) async fn streams_of(link: &Link, subject: &str) -> Result<Vec<String>
 /// The last message of a subject.
 pub(super) async fn last_message(link: &Link, stream: &str, subject: &str) -> Result<Option<RawMessage>, Refused> {
     get(link, stream, json!({ "last_by_subj": subject })).await
+}
+
+/// Writes the next message of a subject whose last one is `revision` (0: there is none); `false` if another has written
+/// since.
+pub(super) async fn replace(link: &Link, subject: &Subject, revision: u64, body: Vec<u8>, within: Duration, doing: &str) -> Result<bool> {
+    let mut headers = HeaderMap::new();
+    headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
+    let answer = link.request_with(subject, Some(headers), body.into(), within).await;
+    let answer = answer.map_err(|missed| missed.into_error(doing, subject))?;
+    match serde_json::from_slice::<Failure>(&answer.payload) {
+        Ok(Failure { error: None }) => Ok(true),
+        Ok(Failure { error: Some(error) }) if error.is_conflict() => Ok(false),
+        Ok(Failure { error: Some(error) }) => Err(error.into_error(doing)),
+        Err(_) => Err(Error::new(Code::SubscribeFailed, format!("{doing}: the answer cannot be read"))),
+    }
 }
 
 /// The first message of a subject at or after a sequence.

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use async_nats::{HeaderMap, Subscriber};
+use async_nats::Subscriber;
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
-use serde::Deserialize;
 use tokio::sync::{Notify, watch};
 
 use super::admin;
-use super::api::{self, WITHIN};
-use super::error::{self, ApiError};
+use super::api;
+use super::error;
 use super::feed::Phase;
 use super::owners::Ledger;
 use super::place::OWNERS;
@@ -116,8 +115,7 @@ impl Member {
             }
             let Seat { mut ledger, revision, above } = match self.read().await {
                 Ok(read) => read,
-                Err(error) if beaten.is_none() || !error.retryable() => return Err(error),
-                // There is time until the lease ends.
+                Err(error) if self.is_final(beaten, &error) => return Err(error),
                 Err(_) => {
                     tokio::time::sleep(lease / 20).await;
                     continue;
@@ -141,7 +139,7 @@ impl Member {
                     Ok(true) => {}
                     // Another was faster: look again.
                     Ok(false) => continue,
-                    Err(error) if beaten.is_none() || !error.retryable() => return Err(error),
+                    Err(error) if self.is_final(beaten, &error) => return Err(error),
                     Err(_) => {
                         tokio::time::sleep(lease / 20).await;
                         continue;
@@ -157,6 +155,11 @@ impl Member {
             self.assign.joined.send_replace(true);
             self.wait(&mut pokes, &seen, beaten.unwrap_or(asked) + lease / 4).await;
         }
+    }
+
+    /// Whether a failure is no matter of time: there is time until the lease ends, where there is one.
+    fn is_final(&self, beaten: Option<Instant>, error: &Error) -> bool {
+        beaten.is_none() || !error.retryable() || self.live.link.is_dead()
     }
 
     /// The members that have not beaten for a lease.
@@ -276,21 +279,10 @@ impl Member {
 
     /// `false` if another member has written since `revision`.
     async fn write(&self, ledger: &Ledger, revision: u64) -> Result<bool> {
-        let mut headers = HeaderMap::new();
-        headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, revision.to_string());
         let body =
             serde_json::to_vec(ledger).map_err(|e| Error::new(Code::SubscribeFailed, format!("the ledger cannot be written: {e}")))?;
-        let answer = self.live.link.request_with(&self.subject, Some(headers), body.into(), WITHIN).await;
-        let answer = answer.map_err(|missed| missed.into_error("writing who owns which shard", &self.subject))?;
-        #[derive(Deserialize)]
-        struct Answer {
-            error: Option<ApiError>,
-        }
-        match serde_json::from_slice::<Answer>(&answer.payload) {
-            Ok(Answer { error: None }) => Ok(true),
-            Ok(Answer { error: Some(error) }) if error.is_conflict() => Ok(false),
-            Ok(Answer { error: Some(error) }) => Err(error.into_error("writing who owns which shard")),
-            Err(_) => Err(Error::new(Code::SubscribeFailed, "the answer to a write of the ledger cannot be read")),
-        }
+        // So that another try has time before the lease ends.
+        let within = api::WITHIN.min(self.live.lease / 2);
+        api::replace(&self.live.link, &self.subject, revision, body, within, "writing who owns which shard").await
     }
 }

@@ -14,20 +14,17 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Shared;
 use super::api;
 use super::envelope;
 use super::error;
 use super::link::{Link, denied};
 use super::place::Place;
+use super::{DROPPED, Shared};
 use crate::delivery::{Deliveries, Delivery, Position, Settle, Settled, Token};
 use crate::error::{Error, Result};
 use crate::message::now_ms;
 use crate::provider::net::slab::Slab;
 use crate::provider::{GroupSpec, Prefetch, Signal, SubscribeOptions, Subscription, SubscriptionState, TopicSpec};
-
-/// What is said of a member that could not keep up.
-const DROPPED: &str = "messages_dropped";
 
 #[derive(Debug)]
 struct Live {

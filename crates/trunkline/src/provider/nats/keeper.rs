@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 use async_nats::Subject;
 use bytes::Bytes;
 
+use super::DROPPED;
 use super::api;
 use super::error;
 use super::feed::{Consequence, HEARTBEAT, Phase};
+use super::place::Place;
 use super::reader::follow;
 use super::subscription::Live;
 use crate::delivery::Token;
 use crate::error::{Code, Error};
+use crate::provider::{Signal, SubscriptionState};
 
 /// `in progress`: the lease starts anew.
 const PROGRESS: &[u8] = b"+WPI";
@@ -119,6 +122,36 @@ fn check(live: &Arc<Live>) {
         }
     }
     stuck.into_iter().for_each(|at| follow(live, at, Consequence::Resync));
+}
+
+/// Says where a limit of a stream has dropped messages that the group has not settled, as long as it is behind there. Only of
+/// streams of one subject: elsewhere what is missing may have been another subject's. Runs until the subscription ends.
+pub(super) async fn watch_drops(live: Arc<Live>) {
+    let alone = |place: &&Place| !place.ordered && !place.shared && live.shared.facts(&place.topic).drops;
+    let mut watched: Vec<(&Place, u64)> = live.places.iter().filter(alone).map(|place| (place, 0)).collect();
+    let mut before = false;
+    while !watched.is_empty() {
+        let mut now = false;
+        for (place, seen) in &mut watched {
+            let consumer = place.consumer(&live.group, 0);
+            let asked = tokio::join!(api::stream_info(&live.link, &place.stream), api::consumer_info(&live.link, &place.stream, &consumer));
+            let (Ok(Some(stream)), Ok(Some(consumer))) = asked else {
+                now |= before;
+                continue;
+            };
+            let first = stream.state.first_seq;
+            let behind = consumer.num_pending + consumer.num_ack_pending > 0;
+            now |= first > consumer.ack_floor.stream_seq + 1 && (behind || first > *seen);
+            *seen = first;
+        }
+        if now != before {
+            before = now;
+            let word = if now { SubscriptionState::Degraded(DROPPED) } else { SubscriptionState::Live };
+            live.state.lock().signals.push_back(Signal::State(word));
+            live.some.notify_waiters();
+        }
+        tokio::time::sleep(live.lease / 6).await;
+    }
 }
 
 /// Consumers that were made again while no request was open, so that nobody told us.

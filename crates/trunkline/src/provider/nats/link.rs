@@ -4,7 +4,7 @@
 //! as unconfirmed must not leave later, and a lease that was lost must not be kept. So the second handshake is refused.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::rustls::ClientConfig;
@@ -37,6 +37,8 @@ pub(super) struct Dial {
     /// `None` if this machine has no authorities and none were given.
     pub(super) tls: Option<ClientConfig>,
     pub(super) name: String,
+    /// The server that took us last is asked first: others may be slow to say that they are down.
+    pub(super) first: Arc<AtomicUsize>,
 }
 
 impl std::fmt::Debug for Dial {
@@ -93,9 +95,13 @@ impl Dial {
     /// Opens a connection to the first server of the list that takes us.
     pub(super) async fn connect(&self) -> Result<Arc<Link>> {
         let mut worst: Option<Error> = None;
-        for server in &self.servers {
-            match self.connect_to(server).await {
-                Ok(link) => return Ok(link),
+        let first = self.first.load(Ordering::Relaxed);
+        for at in (0..self.servers.len()).map(|at| (first + at) % self.servers.len()) {
+            match self.connect_to(&self.servers[at]).await {
+                Ok(link) => {
+                    self.first.store(at, Ordering::Relaxed);
+                    return Ok(link);
+                }
                 // A refused credential says more than a server that is down.
                 Err(error) if worst.as_ref().is_some_and(|worst| worst.code() == Code::AuthenticationFailed) => drop(error),
                 Err(error) => worst = Some(error),

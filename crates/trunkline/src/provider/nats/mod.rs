@@ -2,7 +2,8 @@
 //!
 //! - `access` says where the servers are and who we are; `link` is one connection, never repaired; `probe` tests
 //!   one in stages.
-//! - `place` names streams, subjects and consumers; `api` asks JetStream; `admin` makes, compares, counts and removes.
+//! - `place` names streams, subjects and consumers; `api` asks JetStream; `admin` makes, compares, counts and removes;
+//!   `topics` lists those of a stream that several share.
 //! - `envelope` is the wire; `send` publishes and `confirms` gathers the answers.
 //! - `feed` is what is known of one consumer that is being pulled from; `subscription` puts the feeds of one member
 //!   together, `reader` fills them, `pull` asks for more, `settle` acks, `keeper` keeps the leases.
@@ -55,6 +56,7 @@ mod send;
 mod settle;
 mod subscription;
 mod takeover;
+mod topics;
 
 /// A delivery can be given back for at most this long: what waits takes up room among what may be in hand.
 const LONGEST_RETRY_MS: u64 = 60_000;
@@ -64,6 +66,8 @@ const MAX_PAYLOAD: usize = 1 << 20;
 const HEADROOM: usize = 512;
 /// Pinned clients came with this version.
 const PINNED_SINCE: (u32, u32, u32) = (2, 11, 0);
+/// What is said where messages were dropped before the group had them.
+const DROPPED: &str = "messages_dropped";
 /// The pause before a connection is opened again, growing from this to `reconnectTimeWait`.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -111,6 +115,8 @@ struct Line {
     ever: bool,
     failures: u32,
     not_before: Option<Instant>,
+    /// When the last attempt that failed began, and why it failed.
+    last: Option<(Instant, Error)>,
 }
 
 impl Nats {
@@ -134,6 +140,7 @@ impl Nats {
             tls_required: config.common.tls.is_some(),
             tls,
             name: config.name.clone().unwrap_or_else(|| "trunkline".into()),
+            first: Arc::default(),
         };
         if let Some(stream) = &config.stream {
             check_stream(stream)?;
@@ -184,9 +191,14 @@ impl Shared {
     }
 
     async fn connect(&self) -> Result<Arc<Link>> {
+        let asked = Instant::now();
         let mut line = self.line.lock().await;
         if let Some(link) = line.link.clone().filter(|link| !link.is_dead()) {
             return Ok(link);
+        }
+        // An attempt that began after this call was its attempt too: who waits in line does not try once more each.
+        if let Some((_, error)) = line.last.as_ref().filter(|(begun, _)| *begun >= asked) {
+            return Err(error.clone());
         }
         let most = u32::try_from(self.config.max_reconnect_attempts).ok();
         if line.ever && most.is_some_and(|most| line.failures >= most) {
@@ -200,9 +212,10 @@ impl Shared {
         if let Some(not_before) = line.not_before {
             tokio::time::sleep_until(not_before.into()).await;
         }
+        let begun = Instant::now();
         match self.dial.connect().await {
             Ok(link) => {
-                *line = Line { link: Some(link.clone()), ever: true, failures: 0, not_before: None };
+                *line = Line { link: Some(link.clone()), ever: true, ..Line::default() };
                 *self.current.lock() = Some(link.clone());
                 Ok(link)
             }
@@ -211,6 +224,7 @@ impl Shared {
                 let longest = self.config.reconnect_time_wait.unwrap_or(Duration::from_secs(2));
                 let pause = (AGAIN * 2_u32.saturating_pow(line.failures.min(16))).min(longest);
                 line.not_before = Some(Instant::now() + pause);
+                line.last = Some((begun, error.clone()));
                 Err(error)
             }
         }

@@ -12,7 +12,7 @@ use crate::provider::TopicSpec;
 const SHARD: &str = "._shard.";
 /// The priority group that the members of a group pull in: one of them is pinned.
 pub(super) const PIN_GROUP: &str = "owner";
-/// Holds who owns which shard, for all ordered topics of an account.
+/// Holds who owns which shard, for all ordered topics of an account, and the topics of streams that topics share.
 pub(super) const OWNERS: &str = "trunkline-owners";
 /// The subjects of [`OWNERS`].
 pub(super) const OWNERS_SUBJECTS: &str = "_trunkline.owners.>";
@@ -58,7 +58,12 @@ impl Place {
 
     /// The key of the stream's metadata that says how many shards the topic has.
     pub(super) fn shards_key(&self) -> String {
-        if self.shared { format!("trunkline.shards.{}", self.topic) } else { "trunkline.shards".into() }
+        if self.shared { shards_key(&self.topic) } else { "trunkline.shards".into() }
+    }
+
+    /// Where the topics of a shared stream are listed.
+    pub(super) fn topics(&self) -> Subject {
+        format!("_trunkline.owners.{}", self.stream).into()
     }
 
     /// Where the owners of a group's shards are kept.
@@ -66,6 +71,11 @@ impl Place {
         let consumer = if self.shared { nats_stream(&format!("{group}/{}", self.topic)) } else { group.to_owned() };
         format!("_trunkline.owners.{}.{consumer}", self.stream).into()
     }
+}
+
+/// The key of a shared stream's metadata that says how many shards a topic has.
+pub(super) fn shards_key(topic: &str) -> String {
+    format!("trunkline.shards.{topic}")
 }
 
 /// Whether a subject lies under a pattern with `*` and `>`, both as NATS writes them.

@@ -18,6 +18,8 @@ use crate::provider::net::reach::Probe;
 
 /// How long one server of several may take before the next is tried.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a server may take to say what it is.
+const GREETING: Duration = Duration::from_secs(5);
 
 pub(super) async fn probe(shared: &Shared, deadline: Instant) -> Vec<Stage> {
     let servers = &shared.dial.servers;
@@ -126,7 +128,7 @@ async fn greeting(server: &Server) -> Result<Greeting> {
     let mut line = String::new();
     let mut stream = BufReader::new(stream);
     let read = stream.read_line(&mut line);
-    let read = tokio::time::timeout(api::WITHIN, read)
+    let read = tokio::time::timeout(GREETING, read)
         .await
         .map_err(|_| wrong("says nothing: it is stopped, or not a NATS server").reason("timeout"))?;
     read.map_err(|e| wrong(&format!("closed the connection: {e}")))?;

@@ -115,6 +115,7 @@ impl Live {
         }
         let now = Instant::now();
         let (mut left, mut bytes) = (max, 0);
+        let mut taken = Vec::new();
         let feeds = state.feeds.len();
         let first = state.turn;
         state.turn = (first + 1) % feeds.max(1);
@@ -127,25 +128,29 @@ impl Live {
             }
             let State { feeds, held, dirty, .. } = &mut *state;
             let feed = &mut feeds[at];
-            let mut items = Vec::new();
+            let mut of = Vec::new();
             while left > 0 && bytes < max_bytes {
                 let Some(ready) = feed.pop() else { break };
-                let Some(of) = held.get_mut(ready.token) else { continue };
-                of.out = true;
-                let delivery = delivery(ready, feed.shard, of.until);
-                bytes += delivery.size();
+                let Some(held) = held.get_mut(ready.token) else { continue };
+                held.out = true;
+                bytes += ready.message.length;
                 left -= 1;
-                items.push(delivery);
+                of.push((ready, held.until));
             }
-            if !items.is_empty() {
+            if !of.is_empty() {
                 dirty.push(at);
-                signals.push(Signal::Deliveries { route: feed.route, shard: feed.shard, epoch: feed.epoch, items });
+                taken.push((feed.route, feed.shard, feed.epoch, of));
             }
         }
         drop(state);
-        if left < max {
+        if !taken.is_empty() {
             self.room.notify_one();
         }
+        // Headers are read where nobody waits for the lock.
+        signals.extend(taken.into_iter().map(|(route, shard, epoch, of)| {
+            let items = of.into_iter().map(|(ready, until)| delivery(ready, shard, until)).collect();
+            Signal::Deliveries { route, shard, epoch, items }
+        }));
         Ok(signals)
     }
 }
@@ -216,6 +221,7 @@ pub(super) async fn subscribe(
     }
     live.spawn(pull::pull(live.clone()));
     live.spawn(keeper::keep(live.clone()));
+    live.spawn(keeper::watch_drops(live.clone()));
     for route in 0..live.places.len() {
         if let Some(assign) = &live.assigns[route] {
             live.tasks.spawn(assign::run(live.clone(), route));
