@@ -20,6 +20,8 @@ use crate::delivery::{Delivery, Position, Settle, Settled, Token};
 use crate::error::{Code, Error, Result};
 use crate::message::{Headers, MessageId, Millis};
 
+pub use crate::route::shard_of;
+
 #[cfg(feature = "embedded")]
 pub mod embedded;
 /// Configs are always compiled: a catalogue may hold a broker that this build cannot open.
