@@ -14,5 +14,6 @@ answers() { "$(go_dir pubsub)/pubsub" -address "127.0.0.1:$(port grpc)" -ask; }
 
 settings() {
   setting PUBSUB "127.0.0.1:$(port grpc)"
+  setting PUBSUB_PROGRAM "$(go_dir pubsub)/pubsub"
   setting PUBSUB_VERSION "pstest $(version)"
 }

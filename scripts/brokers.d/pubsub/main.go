@@ -22,9 +22,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 func main() {
@@ -42,17 +42,23 @@ func main() {
 	}
 
 	// The test server listens on a port of its own, which nobody is told. Ours serves the same state with the service's limit
-	// on requests, where gRPC's default is 4 MiB, and survives what kills the other.
-	state := pstest.NewServerWithAddress("127.0.0.1:0")
-	state.SetStreamTimeout(*streamTimeout)
+	// on requests, where gRPC's default is 4 MiB, with streams that keep their limits, and survives what kills the other.
+	state := &service{
+		GServer: &pstest.NewServerWithAddress("127.0.0.1:0").GServer, streamTimeout: *streamTimeout, out: map[string]*handed{},
+	}
 	listener, err := net.Listen("tcp", *address)
 	if err != nil {
 		log.Fatal(err)
 	}
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(4*maxRequest), grpc.ChainUnaryInterceptor(limit, extendEach))
-	pb.RegisterPublisherServer(server, &state.GServer)
-	pb.RegisterSubscriberServer(server, &state.GServer)
-	pb.RegisterSchemaServiceServer(server, &state.GServer)
+	server := grpc.NewServer(
+		grpc.MaxRecvMsgSize(4*maxRequest),
+		// The service bears a client that asks often whether the connection stands; gRPC's default is every five minutes.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 100 * time.Millisecond, PermitWithoutStream: true}),
+		grpc.ChainUnaryInterceptor(refuse, limit), grpc.StreamInterceptor(refuseStream),
+	)
+	pb.RegisterPublisherServer(server, state)
+	pb.RegisterSubscriberServer(server, state)
+	pb.RegisterSchemaServiceServer(server, state)
 	go func() { log.Fatal(server.Serve(listener)) }()
 	log.Printf("serving on %s", listener.Addr())
 
@@ -82,35 +88,4 @@ func limit(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grp
 		return nil, status.Errorf(codes.InvalidArgument, "Request payload size exceeds the limit: %d bytes.", maxRequest)
 	}
 	return handle(ctx, request)
-}
-
-// extendEach hands over the ids of a ModifyAckDeadline one by one and ignores those that the test server does not know, as the
-// service ignores leases that have ended. The test server dies of a nil pointer there: a client that lives on while the server
-// is started anew asks for just that.
-func extendEach(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-	extend, ok := request.(*pb.ModifyAckDeadlineRequest)
-	if !ok || len(extend.AckIds) == 0 {
-		return handle(ctx, request)
-	}
-	var answer any
-	for _, id := range extend.AckIds {
-		one := &pb.ModifyAckDeadlineRequest{
-			Subscription: extend.Subscription, AckIds: []string{id}, AckDeadlineSeconds: extend.AckDeadlineSeconds,
-		}
-		var err error
-		if answer, err = survive(func() (any, error) { return handle(ctx, one) }); err != nil {
-			return nil, err
-		}
-	}
-	return answer, nil
-}
-
-func survive(call func() (any, error)) (answer any, err error) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			log.Printf("ignored an unknown ack id: %v", cause)
-			answer, err = &emptypb.Empty{}, nil
-		}
-	}()
-	return call()
 }
