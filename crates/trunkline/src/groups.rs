@@ -20,6 +20,8 @@ pub struct GroupStatus {
     pub default: bool,
     /// Whether it is paused for every member.
     pub paused: bool,
+    /// Whether the broker counts what is ready and in flight; if not, both are 0, and `oldest` is not known.
+    pub counted: bool,
     /// Not yet handed out.
     pub ready: u64,
     /// Handed out, not yet settled.
@@ -55,13 +57,19 @@ impl Env {
         let members = inner.store.members(Some(&route.filed.address), Duration::from_secs(10)).await?;
         let mut groups = Vec::with_capacity(entry.groups.len());
         for group in &entry.groups {
-            let depth = route.provider.depth(&route.topic, &group.physical).await?;
+            let depth = match route.provider.depth(&route.topic, &group.physical).await {
+                Err(error) if error.code() == Code::CapabilityUnsupported => None,
+                other => Some(other?),
+            };
+            let counted = depth.is_some();
+            let depth = depth.unwrap_or_default();
             let counts = inner.store.lot_counts(&route.filed.address, Some(&group.name)).await?;
             let works_here = |member: &&Member| member.role == MemberRole::Consumer && member.group.as_deref() == Some(&*group.name);
             groups.push(GroupStatus {
                 name: group.name.to_string(),
                 default: group.is_default,
                 paused: group.paused,
+                counted,
                 ready: depth.ready,
                 in_flight: depth.in_flight,
                 waiting: counts.waiting,

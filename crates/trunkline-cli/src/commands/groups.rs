@@ -142,10 +142,11 @@ fn state(group: &GroupStatus) -> String {
 
 fn cells(group: &GroupStatus) -> [String; 8] {
     let name = if group.default { format!("{} (default)", group.name) } else { group.name.clone() };
+    let counted = |n| if group.counted { output::count(n) } else { "not known".to_owned() };
     [
         name,
-        output::count(group.ready),
-        output::count(group.in_flight),
+        counted(group.ready),
+        counted(group.in_flight),
         output::count(group.waiting),
         output::count(group.dead),
         age(group.oldest),
