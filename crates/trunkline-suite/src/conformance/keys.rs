@@ -144,7 +144,12 @@ pub(super) async fn what_is_released_comes_before_what_follows(bed: Bed) -> Verd
     let sent = bed.send(&topic, of_keys(&topic, &["a", "b"], 24)).await?;
     for take in [1, 5, 9] {
         let mut member = bed.stranger(&topic, &group).await?;
-        for got in member.take(take).await? {
+        // A broker may hand out one message of a key at a time.
+        let mut got = member.take(take.min(2)).await?;
+        if got.len() < take {
+            got.extend(member.step(take - got.len(), usize::MAX, bed.pace.quiet).await?);
+        }
+        for got in got {
             let of_key = sent.iter().filter(|sent| sent.message.key == got.delivery.key).position(|sent| Some(sent.id()) == got.id().ok());
             check!(of_key.is_some_and(|place| place < take), "nothing is settled, and the message at place {of_key:?} of its key came");
         }

@@ -140,6 +140,10 @@ fn keyed(c: &Capabilities) -> Pick {
     when(c.broker_orders_keys, "shards have owners, or no order is declared")
 }
 
+fn keyed_delays(c: &Capabilities) -> Pick {
+    when(c.broker_orders_keys && c.native_delay_max_ms >= 1000, "no key waits at the broker, or no order is declared")
+}
+
 fn ordered_not(c: &Capabilities) -> Pick {
     when(!c.ordered_shards, "order is declared")
 }
@@ -283,7 +287,7 @@ macro_rules! for_each_scenario {
             keys {
                 a_key_keeps_its_order Ordered keyed,
                 a_key_in_hand_is_nobody_elses Ordered keyed,
-                what_waits_holds_its_key Ordered keyed,
+                what_waits_holds_its_key Ordered keyed_delays,
                 what_is_released_comes_before_what_follows Ordered keyed,
                 order_of_keys_holds_while_members_change Ordered keyed,
             }

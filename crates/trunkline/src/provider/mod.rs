@@ -373,6 +373,8 @@ pub async fn open(config: &crate::config::ProviderConfig, data: &std::path::Path
         ProviderConfig::Embedded(config) => Ok(Arc::new(embedded::Embedded::open_config(config, data)?)),
         #[cfg(feature = "nats")]
         ProviderConfig::Nats(config) => Ok(Arc::new(nats::Nats::open(config, nats::Options::default()).await?)),
+        #[cfg(feature = "pubsub")]
+        ProviderConfig::GooglePubSub(config) => Ok(Arc::new(pubsub::PubSub::open(config, pubsub::Options::default()).await?)),
         #[cfg(feature = "redis")]
         ProviderConfig::Redis(config) => Ok(Arc::new(redis::Redis::open(config).await?)),
         other => {
