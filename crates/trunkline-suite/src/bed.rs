@@ -46,7 +46,8 @@ impl Bed {
 
     /// A topic of the scenario's kind that does not exist yet.
     pub fn topic_spec(&self, shards: u32) -> TopicSpec {
-        TopicSpec { name: self.name(), shards, ordered: self.ordered }
+        let name = self.broker.topic_name(self.name().to_string(), self.ordered);
+        TopicSpec { name: name.into(), shards, ordered: self.ordered }
     }
 
     /// What the provider declares for it.
@@ -139,10 +140,16 @@ pub(crate) fn some(topic: &TopicSpec, n: usize) -> Vec<Outgoing> {
     (0..n)
         .map(|at| {
             let shard = at as u32 % topic.shards;
-            let key = topic.ordered.then(|| Bytes::from(format!("key-{shard}")));
+            let key = topic.ordered.then(|| key_of(shard, topic.shards));
             Outgoing { shard: topic.ordered.then_some(shard), key, ..message(format!("{{\"n\":{at}}}")) }
         })
         .collect()
+}
+
+/// A key that lies in this shard.
+pub(crate) fn key_of(shard: u32, shards: u32) -> Bytes {
+    let mut keys = (0_u32..).map(|n| format!("key-{n}"));
+    Bytes::from(keys.find(|key| trunkline::provider::shard_of(key.as_bytes(), shards) == shard).unwrap_or_default())
 }
 
 /// Sends; all must be confirmed.

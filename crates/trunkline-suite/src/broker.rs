@@ -36,6 +36,12 @@ pub trait Broker: Send + Sync + Debug {
     /// A new connection, as a process of its own would open it. Shares nothing with the others but the broker.
     async fn open(&self) -> Result<Arc<dyn Provider>>;
 
+    /// What a topic of this name and kind must be called, where the broker asks for more than a name nobody else uses.
+    fn topic_name(&self, name: String, ordered: bool) -> String {
+        let _ = ordered;
+        name
+    }
+
     /// Stops the broker without a word and starts it again; `false` where that cannot be done from here.
     async fn restart(&self) -> Result<bool>;
 

@@ -36,6 +36,9 @@ pub struct Capabilities {
     pub durability: Durability,
     /// Messages of one shard are handed out in the order they were confirmed, to one owner at a time.
     pub ordered_shards: bool,
+    /// With `ordered_shards`: the broker itself gives the messages of a key to one member at a time, and shards have no
+    /// owner. A message that is acked frees the next one of its key, so the core never acks one to let it wait.
+    pub broker_orders_keys: bool,
     /// Messages stay readable after they were settled (`read`, `seek`, a group that starts earlier).
     pub keeps_messages: bool,
     /// A redelivery can be asked for after a delay: at most this many milliseconds; 0 means no native delay.

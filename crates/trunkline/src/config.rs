@@ -151,6 +151,7 @@ impl ProviderKind {
 pub fn compiled_in() -> Vec<ProviderKind> {
     let clients = [
         (ProviderKind::Redis, cfg!(feature = "redis")),
+        (ProviderKind::AwsSqs, cfg!(feature = "sqs")),
         (ProviderKind::Nats, cfg!(feature = "nats")),
         (ProviderKind::Embedded, cfg!(feature = "embedded")),
     ];

@@ -440,6 +440,7 @@ impl Env {
                 grace: options.grace.unwrap_or(Duration::from_secs(30)),
                 breaker: options.breaker.unwrap_or(true),
                 ordered,
+                never_wait: ordered && route.capabilities.broker_orders_keys,
                 prefetch: Prefetch { count, bytes },
                 waits_per_second: options.waits_per_second.unwrap_or(500.0),
                 rate: options.rate,

@@ -71,6 +71,8 @@ pub struct Standing {
     pub counted: bool,
     /// Whether a slot for a held retry is free.
     pub may_hold: bool,
+    /// Whether the broker hands out the key's next message as soon as this one is acked: then it is held, however long.
+    pub never_wait: bool,
 }
 
 /// What happened to a delivery.
@@ -127,9 +129,13 @@ pub enum Decision {
 /// Decides. `roll` (0..1) is the only chance in it, given from outside.
 #[must_use]
 pub fn decide(schedule: &Schedule, standing: Standing, outcome: &Outcome, roll: f64) -> Decision {
-    let Standing { attempts, counted, may_hold, .. } = standing;
+    let Standing { attempts, counted, may_hold, never_wait, .. } = standing;
     let later = |nominal: Duration, after: Duration, attempts: u32| {
-        if nominal <= HOLD_MAX && may_hold { Decision::Hold { after, attempts } } else { Decision::Wait { after, attempts } }
+        if never_wait || (nominal <= HOLD_MAX && may_hold) {
+            Decision::Hold { after, attempts }
+        } else {
+            Decision::Wait { after, attempts }
+        }
     };
     match outcome {
         Outcome::Ok | Outcome::Drop => Decision::Done,
@@ -209,7 +215,7 @@ pub fn plan(wishes: &Wishes<'_>, can: &Capabilities) -> Result<LotPlace> {
     }
     let place = if wishes.scope == Scope::Shared || wishes.single_host { LotPlace::Store } else { LotPlace::Topics };
     let beyond_hold = wishes.schedule.delays.iter().any(|d| *d > HOLD_MAX);
-    if wishes.ordered && beyond_hold && place == LotPlace::Topics {
+    if wishes.ordered && beyond_hold && place == LotPlace::Topics && !can.broker_orders_keys {
         return Err(unsupported(
             "order per key with waits beyond 5 s while the store is of this host only",
             "set `store: { singleHost: true }`, use a shared store, or keep every retry delay at 5 s or less",
@@ -223,12 +229,13 @@ mod tests {
     use super::*;
     use crate::capability::{DeliveryCount, Durability};
 
-    const OPEN: Standing = Standing { attempts: 0, deliveries: Deliveries::Exact(1), counted: true, may_hold: true };
+    const OPEN: Standing = Standing { attempts: 0, deliveries: Deliveries::Exact(1), counted: true, may_hold: true, never_wait: false };
 
     fn can() -> Capabilities {
         Capabilities {
             durability: Durability::Fsynced,
             ordered_shards: true,
+            broker_orders_keys: false,
             keeps_messages: true,
             native_delay_max_ms: 0,
             delivery_count: DeliveryCount::UpperBound,
@@ -279,6 +286,25 @@ mod tests {
     fn a_full_hold_goes_to_the_lot() {
         let decision = decide(&Schedule::default(), Standing { may_hold: false, ..OPEN }, &Outcome::Failed, 0.5);
         assert_eq!(decision, Decision::Wait { after: Duration::from_secs(1), attempts: 1 });
+    }
+
+    #[test]
+    fn where_the_broker_orders_keys_nothing_is_acked_to_wait() {
+        let standing = Standing { attempts: 3, may_hold: false, never_wait: true, ..OPEN };
+        let after = |decision| matches!(decision, Decision::Hold { after, .. } if after > HOLD_MAX);
+        assert!(after(decide(&Schedule::default(), standing, &Outcome::Failed, 0.5)));
+        assert!(after(decide(&Schedule::default(), standing, &Outcome::RetryAfter(Duration::from_secs(60)), 0.5)));
+        let last = Standing { attempts: 8, ..standing };
+        assert!(matches!(decide(&Schedule::default(), last, &Outcome::Failed, 0.5), Decision::Bury { attempts: 9, .. }));
+        let wishes = Wishes {
+            provider: "TEST",
+            ordered: true,
+            schedule: &Schedule::default(),
+            durability: None,
+            scope: Scope::Host,
+            single_host: false,
+        };
+        assert_eq!(plan(&wishes, &Capabilities { broker_orders_keys: true, ..can() }).expect("no chains are needed"), LotPlace::Topics);
     }
 
     #[test]

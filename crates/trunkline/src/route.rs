@@ -62,7 +62,7 @@ impl Route {
 
 /// `murmur2(key) mod n` as Kafka's Java client computes it, so that every producer agrees on the shard of a key.
 #[must_use]
-pub(crate) fn shard_of(key: &[u8], shards: u32) -> u32 {
+pub fn shard_of(key: &[u8], shards: u32) -> u32 {
     (murmur2(key) & 0x7fff_ffff) % shards.max(1)
 }
 

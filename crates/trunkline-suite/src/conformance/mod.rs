@@ -7,6 +7,7 @@ mod content;
 mod depth;
 mod flow;
 mod groups;
+mod keys;
 mod members;
 mod order;
 mod read;
@@ -128,6 +129,15 @@ fn keeps_not(c: &Capabilities) -> Pick {
 
 fn ordered(c: &Capabilities) -> Pick {
     when(c.ordered_shards, "no order is declared")
+}
+
+/// Shards have owners.
+fn owned(c: &Capabilities) -> Pick {
+    when(c.ordered_shards && !c.broker_orders_keys, "no order is declared, or no shard has an owner")
+}
+
+fn keyed(c: &Capabilities) -> Pick {
+    when(c.broker_orders_keys, "shards have owners, or no order is declared")
 }
 
 fn ordered_not(c: &Capabilities) -> Pick {
@@ -256,19 +266,26 @@ macro_rules! for_each_scenario {
                 a_closed_subscription_ends Plain any,
             }
             order {
-                a_shard_keeps_its_order Ordered ordered,
+                a_shard_keeps_its_order Ordered owned,
                 a_message_lies_in_its_shard Ordered ordered,
-                a_shard_has_one_owner Ordered ordered,
-                epochs_rise Ordered ordered,
-                a_new_owner_goes_on_in_order Ordered ordered,
-                order_holds_while_members_change Ordered ordered,
-                what_comes_again_comes_before_what_follows Ordered ordered,
+                a_shard_has_one_owner Ordered owned,
+                epochs_rise Ordered owned,
+                a_new_owner_goes_on_in_order Ordered owned,
+                order_holds_while_members_change Ordered owned,
+                what_comes_again_comes_before_what_follows Ordered owned,
             }
             revoke {
-                a_yielded_shard_moves Ordered ordered,
-                a_shard_waits_to_be_yielded Ordered ordered,
-                a_shard_that_is_not_yielded_is_lost Ordered ordered,
-                the_last_member_gets_all_shards Ordered ordered,
+                a_yielded_shard_moves Ordered owned,
+                a_shard_waits_to_be_yielded Ordered owned,
+                a_shard_that_is_not_yielded_is_lost Ordered owned,
+                the_last_member_gets_all_shards Ordered owned,
+            }
+            keys {
+                a_key_keeps_its_order Ordered keyed,
+                a_key_in_hand_is_nobody_elses Ordered keyed,
+                what_waits_holds_its_key Ordered keyed,
+                what_is_released_comes_before_what_follows Ordered keyed,
+                order_of_keys_holds_while_members_change Ordered keyed,
             }
             depth {
                 depth_counts Plain settles,

@@ -153,6 +153,7 @@ impl Provider for Connection {
         Capabilities {
             durability: Durability::Memory,
             ordered_shards: self.traits.ordered && topic.ordered,
+            broker_orders_keys: false,
             keeps_messages: self.traits.keeps,
             native_delay_max_ms: self.traits.delay_ms,
             delivery_count: self.traits.count,

@@ -197,6 +197,11 @@ impl Lanes {
         self.held_most = 0;
     }
 
+    /// Whether there is room for nothing but what is held, and what is behind it.
+    pub(crate) fn holds_only(&self, most: usize) -> bool {
+        self.count >= most && self.running == 0 && self.ready.is_empty()
+    }
+
     /// Keeps it in flight until then. Its key stays busy.
     pub(crate) fn hold(&mut self, until: Instant, work: Work) {
         self.ticket += 1;

@@ -88,7 +88,10 @@ impl Engine {
                 subscription.resume().await;
                 continue;
             }
-            let blocked = self.options.ordered && self.lanes.lock().chains_full(CHAIN_MOST);
+            let blocked = self.options.ordered && {
+                let lanes = self.lanes.lock();
+                lanes.chains_full(CHAIN_MOST) || (self.options.never_wait && lanes.holds_only(self.options.prefetch.count))
+            };
             if blocked != self.health.is(Cause::KeyBlocked) {
                 self.note(Cause::KeyBlocked, blocked);
             }
@@ -143,7 +146,7 @@ impl Engine {
                     lanes.revoking.remove(&shard);
                     lanes.epochs.insert(shard, epoch);
                 }
-                if self.options.ordered {
+                if self.options.ordered && !self.options.never_wait {
                     self.load_chains(shard).await;
                 }
             }

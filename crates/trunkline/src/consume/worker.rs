@@ -245,10 +245,16 @@ impl Engine {
                 None if probe && lanes.breaker.probe_ended() => self.share.probe_over(),
                 _ => {}
             }
-            let standing = Standing { attempts: work.attempts, deliveries: work.deliveries, counted, may_hold: lanes.may_hold() };
+            let broker = matches!(work.source, Source::Broker(..));
+            let standing = Standing {
+                attempts: work.attempts,
+                deliveries: work.deliveries,
+                counted,
+                may_hold: lanes.may_hold(),
+                never_wait: self.options.never_wait && broker && work.lane.is_some(),
+            };
             let decision = decide(&self.options.schedule, standing, &run.outcome, rand::random());
             let attempt = self.attempt(&work, &run, &decision, started_at, run_us);
-            let broker = matches!(work.source, Source::Broker(..));
             match decision {
                 Decision::Done => {
                     if broker {

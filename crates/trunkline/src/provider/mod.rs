@@ -20,6 +20,8 @@ use crate::delivery::{Delivery, Position, Settle, Settled, Token};
 use crate::error::{Code, Error, Result};
 use crate::message::{Headers, MessageId, Millis};
 
+pub use crate::route::shard_of;
+
 #[cfg(feature = "embedded")]
 pub mod embedded;
 /// Configs are always compiled: a catalogue may hold a broker that this build cannot open.
@@ -373,6 +375,8 @@ pub async fn open(config: &crate::config::ProviderConfig, data: &std::path::Path
         ProviderConfig::Nats(config) => Ok(Arc::new(nats::Nats::open(config, nats::Options::default()).await?)),
         #[cfg(feature = "redis")]
         ProviderConfig::Redis(config) => Ok(Arc::new(redis::Redis::open(config).await?)),
+        #[cfg(feature = "sqs")]
+        ProviderConfig::AwsSqs(config) => Ok(Arc::new(sqs::Sqs::open(config, sqs::Options::default()).await?)),
         other => {
             other.kind().require_compiled_in()?;
             Err(Error::new(Code::CapabilityUnsupported, format!("{} cannot be opened by this version", other.kind().as_str())))

@@ -342,6 +342,7 @@ impl Provider for Embedded {
         Capabilities {
             durability: self.durability,
             ordered_shards: true,
+            broker_orders_keys: false,
             keeps_messages: true,
             native_delay_max_ms: LONGEST_RETRY_MS,
             delivery_count: DeliveryCount::UpperBound,

@@ -294,6 +294,7 @@ impl Provider for Nats {
         Capabilities {
             durability: if lossy { Durability::Memory } else { facts.durability },
             ordered_shards: topic.ordered && shared.orders(),
+            broker_orders_keys: false,
             keeps_messages: !lossy,
             native_delay_max_ms: if lossy || topic.ordered { 0 } else { LONGEST_RETRY_MS },
             delivery_count: if lossy { DeliveryCount::Unknown } else { DeliveryCount::UpperBound },

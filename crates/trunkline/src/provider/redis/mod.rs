@@ -195,6 +195,7 @@ impl Provider for Redis {
         Capabilities {
             durability: if stream { facts.durability } else { Durability::Memory },
             ordered_shards: stream && topic.ordered,
+            broker_orders_keys: false,
             keeps_messages: stream,
             // A delayed entry of an ordered shard would be overtaken by those behind it.
             native_delay_max_ms: if stream && !topic.ordered { millis(lease) } else { 0 },
