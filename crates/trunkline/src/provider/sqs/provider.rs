@@ -151,12 +151,15 @@ impl Provider for Sqs {
     async fn ensure(&self, topic: &TopicSpec, groups: &[GroupSpec]) -> Result<Ensured> {
         self.check_open()?;
         self.check_order(topic)?;
-        self.topics.ensure(topic, groups).await
+        self.topics.ensure(&queue::own(topic), groups).await
     }
 
     async fn remove(&self, what: Remove<'_>) -> Result<()> {
         self.check_open()?;
-        self.topics.remove(what).await
+        match what {
+            Remove::Topic(topic) => self.topics.remove(Remove::Topic(&queue::own(topic))).await,
+            Remove::Group(topic, group) => self.topics.remove(Remove::Group(&queue::own(topic), group)).await,
+        }
     }
 
     async fn send(&self, topic: &TopicSpec, batch: Arc<Vec<Outgoing>>) -> Vec<Result<Position, SendError>> {
@@ -164,8 +167,9 @@ impl Provider for Sqs {
         if self.end.is_cancelled() {
             return all(false);
         }
+        let topic = queue::own(topic);
         tokio::select! {
-            results = self.sender.send(&self.topics, topic, &batch) => results,
+            results = self.sender.send(&self.topics, &topic, &batch) => results,
             () = self.end.cancelled() => all(true),
         }
     }
@@ -175,7 +179,9 @@ impl Provider for Sqs {
         let mut queues = Vec::with_capacity(routes.len());
         for route in routes {
             self.check_order(route)?;
-            queues.push((route.clone(), self.topics.group_url(route, &group.name).await?));
+            let route = queue::own(route);
+            let url = self.topics.group_url(&route, &group.name).await?;
+            queues.push((route.into_owned(), url));
         }
         let started = SqsSubscription::start(&self.clients, queues, self.options.clone(), options.prefetch, &self.end, &self.tasks);
         Ok(Arc::new(started))
@@ -184,7 +190,7 @@ impl Provider for Sqs {
     async fn depth(&self, topic: &TopicSpec, group: &str) -> Result<Depth> {
         use aws_sdk_sqs::types::QueueAttributeName as Attribute;
         self.check_open()?;
-        let url = self.topics.group_url(topic, group).await?;
+        let url = self.topics.group_url(&queue::own(topic), group).await?;
         let call = self.clients.again.get_queue_attributes().queue_url(url).set_attribute_names(Some(vec![
             Attribute::ApproximateNumberOfMessages,
             Attribute::ApproximateNumberOfMessagesDelayed,

@@ -3,8 +3,11 @@
 //! Names come from [`crate::names`]; a group's is whole already (`orders-billing`) unless a caller that knows nothing of
 //! queues gives a plain word, which is then added to the topic's.
 
+use std::borrow::Cow;
+
 use crate::config::ProviderKind;
 use crate::names;
+use crate::provider::TopicSpec;
 
 const FIFO: &str = ".fifo";
 /// Names that grew too long end in `-` and a hash of 16 digits.
@@ -25,6 +28,28 @@ pub(super) fn is_url(name: &str) -> bool {
 /// Whether it is a FIFO queue: SQS knows them by their name.
 pub(super) fn is_fifo(name: &str) -> bool {
     name.ends_with(FIFO)
+}
+
+/// The topic under the name its queue can have: the lot's topics come as `orders.billing.retry.10s`. Their queues are never
+/// FIFO: what is filed again within five minutes would be dropped there as a duplicate.
+pub(super) fn own(topic: &TopicSpec) -> Cow<'_, TopicSpec> {
+    let name = tail(&topic.name);
+    let Some((base, rest)) = name.split_once('.').filter(|(_, rest)| *rest != &FIFO[1..]) else { return Cow::Borrowed(topic) };
+    let (base, rest) = match rest.strip_prefix("fifo.") {
+        // No part holds a `_` of its own.
+        Some(rest) => (format!("{base}_f"), rest),
+        None => (base.to_owned(), rest),
+    };
+    let mut words: Vec<&str> = rest.rsplitn(3, '.').collect();
+    words.reverse();
+    let parts = match words[..] {
+        [.., "dead"] => rest.rsplitn(2, '.').collect::<Vec<_>>().into_iter().rev().collect(),
+        [_, "retry", _] | ["delay", _] => words,
+        _ => vec![rest],
+    };
+    let head = &topic.name[..topic.name.len() - name.len()];
+    let name = names::extend(ProviderKind::AwsSqs, &format!("{head}{base}"), &parts);
+    Cow::Owned(TopicSpec { name: name.into(), ..topic.clone() })
 }
 
 /// The queue of a group.
@@ -83,6 +108,25 @@ mod tests {
         ] {
             assert_eq!(of_group(topic, group), queue);
             assert!(queue == topic || is_of(topic, queue), "{queue} of {topic}");
+        }
+    }
+
+    #[test]
+    fn the_lot_has_queues_that_sqs_takes() {
+        for (name, queue) in [
+            ("orders", "orders"),
+            ("orders.fifo", "orders.fifo"),
+            ("https://sqs.eu/1/orders.fifo", "https://sqs.eu/1/orders.fifo"),
+            ("orders.billing.retry.10s", "orders-billing-retry-10s"),
+            ("orders.a.b.retry.10s", "orders-a_db-retry-10s"),
+            ("orders.a.b.dead", "orders-a_db-dead"),
+            ("orders.delay.1m", "orders-delay-1m"),
+            ("orders.dead", "orders-dead"),
+            ("orders.fifo.billing.retry.10s", "orders_f-billing-retry-10s"),
+            ("https://sqs.eu/1/orders.billing.dead", "https://sqs.eu/1/orders-billing-dead"),
+        ] {
+            let topic = TopicSpec { name: name.into(), shards: 1, ordered: false };
+            assert_eq!(&*own(&topic).name, queue);
         }
     }
 

@@ -57,7 +57,7 @@ impl Shared {
                 ended = polls.join_next(), if !polls.is_empty() => ended,
                 () = room, if polls.len() < wanted => continue,
             };
-            let Some(Ok((name, ended))) = ended else { continue };
+            let Some(Ok((name, begun, ended))) = ended else { continue };
             match ended {
                 Ended::Came(came, asked) => {
                     (pause, failing_since) = (AGAIN.0, None);
@@ -67,6 +67,10 @@ impl Shared {
                         _ if came == asked && asked == CALL => (wanted * 2).min(POLLS),
                         _ => (wanted - 1).max(1),
                     };
+                    // A server that does not wait must not be asked all the time.
+                    if came == 0 && polls.is_empty() && begun.elapsed() < AGAIN.0 {
+                        self.unless_stopped(AGAIN.0).await;
+                    }
                     // Few came: a moment later there are more for the same call.
                     if came > 0 && came < asked && polls.is_empty() {
                         self.unless_stopped(self.options.linger / 2).await;
@@ -127,7 +131,8 @@ impl Shared {
     }
 
     /// One receive. What comes when nobody wants it any more is given back.
-    async fn poll(self: Arc<Self>, route: usize, count: usize, wait: Duration, name: String) -> (String, Ended) {
+    async fn poll(self: Arc<Self>, route: usize, count: usize, wait: Duration, name: String) -> (String, Instant, Ended) {
+        let begun = Instant::now();
         let on = &self.routes[route];
         let mut call = self
             .clients
@@ -148,13 +153,13 @@ impl Shared {
         }
         let answer = tokio::select! {
             answer = call.send() => answer,
-            () = self.end.cancelled() => return (name, Ended::Came(0, count)),
+            () = self.end.cancelled() => return (name, begun, Ended::Came(0, count)),
         };
         let messages = match answer {
             Ok(answer) => answer.messages.unwrap_or_default(),
             Err(error) => {
                 self.state.lock().reserved -= count;
-                return (name, Ended::Failed(failure("receiving", &error)));
+                return (name, begun, Ended::Failed(failure("receiving", &error)));
             }
         };
         let came = messages.len();
@@ -162,7 +167,7 @@ impl Shared {
         if !back.is_empty() {
             self.release(back).await;
         }
-        (name, Ended::Came(came, count))
+        (name, begun, Ended::Came(came, count))
     }
 
     /// Takes what came into hand. Returns what must be given back.

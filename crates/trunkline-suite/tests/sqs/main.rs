@@ -1,0 +1,18 @@
+//! AWS SQS on ElasticMQ, which speaks its protocol and has not all of its behaviour: every scenario, and what is SQS's own.
+//! What ElasticMQ cannot do (credentials, throttling, limits) is shown on answers as SQS gives them: `replies.rs`.
+
+mod interop;
+mod program;
+mod queues;
+mod replies;
+
+use std::sync::Arc;
+
+use trunkline_suite::Broker;
+use trunkline_suite::elasticmq::ElasticMq;
+
+async fn elasticmq() -> Arc<dyn Broker> {
+    Arc::new(ElasticMq)
+}
+
+trunkline_suite::conformance_tests!(crate::elasticmq);
