@@ -11,6 +11,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use trunkline::Result;
 use trunkline::config::{ProviderConfig, ProviderKind, SqsConfig};
 use trunkline::provider::Provider;
@@ -214,6 +220,59 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, seen: Option<Arc<
     let _ = to.shutdown().await;
 }
 
+/// TLS in front of the server, with the certificate that `scripts/brokers` made for `localhost`.
+#[derive(Debug)]
+pub struct TlsFront {
+    /// Where clients connect to.
+    pub endpoint: String,
+    task: JoinHandle<()>,
+}
+
+impl TlsFront {
+    /// Listens on a free port; `asks` for a client's certificate, signed by the same authority.
+    ///
+    /// # Panics
+    /// If the certificates cannot be read.
+    pub async fn new(asks: bool) -> TlsFront {
+        let dir = std::path::PathBuf::from(setting("TLS_CA"));
+        let dir = dir.parent().unwrap();
+        let certificates =
+            |file: &str| CertificateDer::pem_file_iter(dir.join(file)).unwrap().collect::<std::result::Result<Vec<_>, _>>().unwrap();
+        let key = PrivateKeyDer::from_pem_file(dir.join("server.key")).unwrap();
+        let crypto = Arc::new(ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(crypto.clone()).with_safe_default_protocol_versions().unwrap();
+        let builder = if asks {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(certificates("ca.pem"));
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto).build().unwrap();
+            builder.with_client_cert_verifier(verifier)
+        } else {
+            builder.with_no_client_auth()
+        };
+        let config = builder.with_single_cert(certificates("server.pem"), key).unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let Ok(mut client) = acceptor.accept(client).await else { return };
+                    let Ok(mut server) = TcpStream::connect(authority(&self::endpoint())).await else { return };
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        });
+        TlsFront { endpoint, task }
+    }
+}
+
+impl Drop for TlsFront {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// A server that gives the answers it is told to: for what no emulator does.
 #[derive(Debug)]
 pub struct Replies {
@@ -267,6 +326,10 @@ pub fn error(status: u16, code: &str, message: &str) -> (u16, Value) {
 async fn converse(mut client: TcpStream, answer: &(dyn Fn(Asked) -> (u16, Value) + Send + Sync)) {
     let (mut bytes, mut piece) = (Vec::new(), vec![0; 65_536]);
     loop {
+        if !bytes.starts_with(b"POST") && bytes.len() > 4 {
+            let _ = client.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
+            return;
+        }
         let Some((head, body)) = request(&bytes) else {
             match client.read(&mut piece).await {
                 Ok(n) if n > 0 => bytes.extend_from_slice(&piece[..n]),

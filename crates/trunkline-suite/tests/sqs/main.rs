@@ -5,6 +5,7 @@ mod interop;
 mod program;
 mod queues;
 mod replies;
+mod tls;
 
 use std::sync::Arc;
 
