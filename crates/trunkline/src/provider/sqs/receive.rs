@@ -11,6 +11,7 @@ use super::lease::Held;
 use super::message::{Decoded, decode};
 use super::provider::{LIMIT, shard_of};
 use super::subscription::Shared;
+use super::topics::GONE;
 use crate::delivery::{Deliveries, Delivery, EnvelopeId, Position};
 use crate::message::MessageId;
 
@@ -22,8 +23,6 @@ const POLLS: usize = 16;
 const SHORT: Duration = Duration::from_secs(1);
 /// The pause after a receive that failed, growing from the first to the last.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-/// A queue that cannot be reached for so long ends the subscription.
-const DEAD: Duration = Duration::from_secs(10);
 
 /// How one receive ended.
 enum Ended {
@@ -83,7 +82,8 @@ impl Shared {
                     match failed.kind {
                         Kind::Throttled => self.fares(Some("throttled")),
                         Kind::OverLimit => self.fares(Some("over_limit")),
-                        Kind::Unreachable if since.elapsed() < DEAD => self.fares(Some("unreachable")),
+                        Kind::Unreachable if since.elapsed() < GONE => self.fares(Some("unreachable")),
+                        Kind::Missing if since.elapsed() < GONE => self.fares(Some("no_queue")),
                         _ => {
                             polls.detach_all();
                             return self.die(failed.error);

@@ -116,7 +116,9 @@ impl Sender {
         drop(partial);
         for (queue, answers) in queues.iter().zip(&answers) {
             if answers.iter().flatten().any(|answer| matches!(answer, Err(Failure { kind: Kind::Missing, .. }))) {
-                topics.gone(topic, queue);
+                topics.missing(topic, queue);
+            } else if answers.iter().flatten().any(Result::is_ok) {
+                queue.found();
             }
         }
         results

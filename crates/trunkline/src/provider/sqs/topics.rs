@@ -29,15 +29,26 @@ const RETENTION: &str = "1209600";
 const LARGEST: &str = "1048576";
 /// A redrive policy that takes messages away after fewer receives than this takes them before a retry schedule is over.
 const RECEIVES: u64 = 100;
-/// A queue may be unknown to some of SQS's servers for so long after it was made.
-const YOUNG: Duration = Duration::from_secs(5);
+/// A queue that does not exist for so long was deleted, and its group with it. Not every server knows a queue at once when
+/// it was made, and an emulator that starts answers before it has read its own.
+pub(super) const GONE: Duration = Duration::from_secs(10);
 
 /// One group's queue.
 #[derive(Debug)]
 pub(super) struct Queue {
     pub(super) name: String,
     pub(super) url: String,
-    ensured: Option<Instant>,
+    /// Since when SQS has been saying that it does not exist.
+    missing: Mutex<Option<Instant>>,
+}
+
+impl Queue {
+    /// It took a message.
+    pub(super) fn found(&self) {
+        if self.missing.lock().is_some() {
+            *self.missing.lock() = None;
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +56,8 @@ struct Known {
     /// In the order of their names: the topic's own is the first.
     queues: Vec<Arc<Queue>>,
     looked: Option<Instant>,
+    /// Whether there ever was one.
+    had_some: bool,
     /// Queues whose names look like a group's, and are not.
     strangers: HashSet<String>,
 }
@@ -56,13 +69,12 @@ struct Topic {
 }
 
 impl Topic {
-    fn add(&self, name: &str, url: String, ensured: bool) {
+    fn add(&self, name: &str, url: String) {
         let mut known = self.known.lock();
-        let ensured = ensured.then(Instant::now);
-        known.queues.retain(|queue| queue.url != url || (ensured.is_none() && queue.ensured.is_some()));
+        known.had_some = true;
         if known.queues.iter().all(|queue| queue.url != url) {
             let at = known.queues.partition_point(|queue| (queue.name.len(), &*queue.name) < (name.len(), name));
-            known.queues.insert(at, Arc::new(Queue { name: name.to_owned(), url, ensured }));
+            known.queues.insert(at, Arc::new(Queue { name: name.to_owned(), url, missing: Mutex::default() }));
         }
     }
 
@@ -123,7 +135,10 @@ impl Topics {
         }
         known.looked = Some(Instant::now());
         if known.queues.is_empty() {
-            return Err(self.no_queue(&spec.name));
+            let mut failed = self.no_queue(&spec.name);
+            // It may be made again.
+            failed.error = failed.error.with_retryable(known.had_some);
+            return Err(failed);
         }
         Ok(known.queues.clone())
     }
@@ -153,13 +168,13 @@ impl Topics {
         let tags = new.iter().filter(|url| queue::is_of(own, url)).map(async |url| (url.clone(), self.tags(url).await));
         for (url, tags) in join_all(tags).await {
             if tags?.get(TAG_TOPIC).is_some_and(|of| of == own) {
-                topic.add(queue::tail(&url), url.clone(), false);
+                topic.add(queue::tail(&url), url.clone());
             } else {
                 topic.known.lock().strangers.insert(url);
             }
         }
         if let Some(url) = new.into_iter().find(|url| queue::tail(url) == own) {
-            topic.add(own, if queue::is_url(&spec.name) { spec.name.to_string() } else { url }, false);
+            topic.add(own, if queue::is_url(&spec.name) { spec.name.to_string() } else { url });
         }
         Ok(())
     }
@@ -260,7 +275,7 @@ impl Topics {
             let error = error.detail("queue", short).reason("other_account").next("give a URL of this account and region, or a name");
             return Err(Failure { kind: Kind::Missing, error, ambiguous: false });
         }
-        self.of(topic).add(short, url.clone(), true);
+        self.of(topic).add(short, url.clone());
         if created {
             return Ok((Some(format!("queue {short}")), Vec::new()));
         }
@@ -340,9 +355,10 @@ impl Topics {
         }
     }
 
-    /// A send found that a queue is not there: unless it was made a moment ago, its group is gone.
-    pub(super) fn gone(&self, topic: &TopicSpec, queue: &Queue) {
-        if queue.ensured.is_none_or(|at| at.elapsed() > YOUNG) {
+    /// A send found that a queue does not exist: if that stays so, its group is gone.
+    pub(super) fn missing(&self, topic: &TopicSpec, queue: &Queue) {
+        let since = *queue.missing.lock().get_or_insert_with(Instant::now);
+        if since.elapsed() >= GONE {
             tracing::warn!(queue = %queue.name, topic = %topic.name, "the queue of a group is gone: it gets no more messages");
             self.of(topic).drop_queue(&queue.url);
         }
