@@ -1,5 +1,7 @@
 //! SQS when its server dies, stands still, or the network between breaks. One test at a time: they share the server.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,10 @@
-#![cfg_attr(feature = "sqs", doc = include_str!("docs.md"))]
+//! AWS SQS: a queue for each group of a topic. `docs.md` is for users.
+//!
+//! - `http` is the HTTP client under the AWS client, `client` prepares that, `error` reads what it says.
+//! - `queue` names queues, `topics` knows which there are, `message` what of a message lies where.
+//! - `send` produces to all queues of a topic.
+//! - `subscription` is one member of a group: `receive` fetches, `lease` renews, deletes and gives back.
+//! - `probe` is the connection test, `provider` the connection itself.
 
 pub mod config;
 
