@@ -28,9 +28,13 @@ async fn alone() -> MutexGuard<'static, ()> {
 struct Flow {
     topic: TopicSpec,
     end: CancellationToken,
-    sending: JoinHandle<HashSet<MessageId>>,
-    handling: JoinHandle<HashSet<MessageId>>,
+    sending: JoinHandle<()>,
+    handling: JoinHandle<()>,
+    confirmed: Ids,
+    handled: Ids,
 }
+
+type Ids = Arc<parking_lot::Mutex<HashSet<MessageId>>>;
 
 /// One task sends, and sends again what was not confirmed; another handles, and subscribes anew when it has to.
 async fn flow(sender: Arc<dyn Provider>, receiver: Arc<dyn Provider>, fifo: bool) -> Flow {
@@ -39,13 +43,13 @@ async fn flow(sender: Arc<dyn Provider>, receiver: Arc<dyn Provider>, fifo: bool
     let group = GroupSpec { name: name.as_str().into(), start: Start::Latest };
     sender.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();
     let end = CancellationToken::new();
-    let sending = tokio::spawn(send(sender, topic.clone(), end.clone()));
-    let handling = tokio::spawn(handle(receiver, topic.clone(), group, end.clone()));
-    Flow { topic, end, sending, handling }
+    let (confirmed, handled) = (Ids::default(), Ids::default());
+    let sending = tokio::spawn(send(sender, topic.clone(), confirmed.clone(), end.clone()));
+    let handling = tokio::spawn(handle(receiver, topic.clone(), group, handled.clone()));
+    Flow { topic, end, sending, handling, confirmed, handled }
 }
 
-async fn send(provider: Arc<dyn Provider>, topic: TopicSpec, end: CancellationToken) -> HashSet<MessageId> {
-    let mut confirmed = HashSet::new();
+async fn send(provider: Arc<dyn Provider>, topic: TopicSpec, confirmed: Ids, end: CancellationToken) {
     let mut n = 0_u64;
     while !end.is_cancelled() {
         let mut batch: Vec<Outgoing> = (0..20)
@@ -61,7 +65,7 @@ async fn send(provider: Arc<dyn Provider>, topic: TopicSpec, end: CancellationTo
             let mut again = Vec::new();
             for (message, result) in batch.into_iter().zip(results) {
                 match result {
-                    Ok(_) => drop(confirmed.insert(message.id)),
+                    Ok(_) => drop(confirmed.lock().insert(message.id)),
                     Err(failed) if failed.retryable => again.push(message),
                     // An overtaken one of its key: never confirmed.
                     Err(failed) => assert_eq!(failed.error.detail_str("reason"), Some("overtaken"), "{failed:?}"),
@@ -74,7 +78,6 @@ async fn send(provider: Arc<dyn Provider>, topic: TopicSpec, end: CancellationTo
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    confirmed
 }
 
 async fn subscribe(provider: &Arc<dyn Provider>, topic: &TopicSpec, group: &GroupSpec) -> Result<Arc<dyn Subscription>, Error> {
@@ -82,9 +85,7 @@ async fn subscribe(provider: &Arc<dyn Provider>, topic: &TopicSpec, group: &Grou
     provider.subscribe(std::slice::from_ref(topic), group, options).await
 }
 
-async fn handle(provider: Arc<dyn Provider>, topic: TopicSpec, group: GroupSpec, end: CancellationToken) -> HashSet<MessageId> {
-    let mut handled = HashSet::new();
-    let mut quiet_since = Instant::now();
+async fn handle(provider: Arc<dyn Provider>, topic: TopicSpec, group: GroupSpec, handled: Ids) {
     loop {
         let Ok(subscription) = subscribe(&provider, &topic, &group).await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -96,21 +97,12 @@ async fn handle(provider: Arc<dyn Provider>, topic: TopicSpec, group: GroupSpec,
                 let Signal::Deliveries { items, .. } = signal else { continue };
                 for delivery in items {
                     let EnvelopeId::Id(id) = delivery.id else { panic!("{:?} instead of an id", delivery.id) };
-                    handled.insert(id);
+                    handled.lock().insert(id);
                     settles.push((delivery.token, Settle::Done));
                 }
             }
             if !settles.is_empty() {
-                quiet_since = Instant::now();
                 subscription.settle(&settles).await;
-            }
-            if !end.is_cancelled() {
-                quiet_since = Instant::now();
-            }
-            // Longer than a lease with all slack: what was in flight when the server died has come again.
-            if quiet_since.elapsed() > Duration::from_secs(8) {
-                subscription.close(Instant::now() + Duration::from_secs(5)).await;
-                return handled;
             }
         }
         subscription.close(Instant::now() + Duration::from_secs(1)).await;
@@ -118,14 +110,38 @@ async fn handle(provider: Arc<dyn Provider>, topic: TopicSpec, group: GroupSpec,
 }
 
 impl Flow {
+    /// Until so many more messages were confirmed, and handled.
+    async fn progress(&self, more: usize) {
+        for ids in [&self.confirmed, &self.handled] {
+            let (until, before) = (Instant::now() + PATIENCE, ids.lock().len());
+            while ids.lock().len() < before + more {
+                assert!(
+                    Instant::now() < until,
+                    "no progress: {} of {} were handled",
+                    self.handled.lock().len(),
+                    self.confirmed.lock().len()
+                );
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
     /// Ends the sending, lets the rest arrive, and compares.
-    async fn lost_nothing(self) -> usize {
+    async fn lost_nothing(self) {
         self.end.cancel();
-        let confirmed = tokio::time::timeout(PATIENCE, self.sending).await.expect("the sender ends").expect("the sender");
-        let handled = tokio::time::timeout(PATIENCE, self.handling).await.expect("the handler ends").expect("the handler");
-        let lost = confirmed.difference(&handled).count();
-        assert_eq!(lost, 0, "{lost} of {} confirmed messages of {} were lost", confirmed.len(), self.topic.name);
-        confirmed.len()
+        tokio::time::timeout(PATIENCE, self.sending).await.expect("the sender ends").expect("the sender");
+        let confirmed = self.confirmed.lock().clone();
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let lost = confirmed.difference(&self.handled.lock()).count();
+            if lost == 0 {
+                break;
+            }
+            assert!(!self.handling.is_finished(), "the handler ended");
+            assert!(Instant::now() < until, "{lost} of {} confirmed messages of {} were lost", confirmed.len(), self.topic.name);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.handling.abort();
     }
 }
 
@@ -134,12 +150,11 @@ async fn survives_kills(fifo: bool, kills: usize) {
     let server = Server::named("sqs");
     let flow = flow(connect(&json!({})).await, connect(&json!({})).await, fifo).await;
     for _ in 0..kills {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        flow.progress(50).await;
         server.act(Act::Restart).await;
     }
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let confirmed = flow.lost_nothing().await;
-    assert!(confirmed > 100, "only {confirmed} messages were confirmed between the restarts");
+    flow.progress(50).await;
+    flow.lost_nothing().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,11 +172,11 @@ async fn a_server_that_stands_still_is_waited_for() {
     let _alone = alone().await;
     let server = Server::named("sqs");
     let flow = flow(connect(&json!({})).await, connect(&json!({})).await, false).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    flow.progress(50).await;
     server.act(Act::Stop).await;
     tokio::time::sleep(Duration::from_secs(20)).await;
     server.act(Act::Continue).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    flow.progress(50).await;
     flow.lost_nothing().await;
 }
 
@@ -173,12 +188,12 @@ async fn a_network_that_breaks_loses_nothing() {
     let through = json!({ "endpoint": format!("http://{}", proxy.address()) });
     let flow = flow(connect(&through).await, connect(&through).await, false).await;
     for (weather, time) in [(Weather::Cut, 2), (Weather::HalfOpen, 4), (Weather::Delay(Duration::from_millis(200)), 2), (Weather::Cut, 1)] {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        flow.progress(50).await;
         proxy.set(weather);
         tokio::time::sleep(Duration::from_secs(time)).await;
         proxy.set(Weather::Fair);
     }
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    flow.progress(50).await;
     flow.lost_nothing().await;
 }
 
@@ -193,13 +208,14 @@ async fn a_consumer_goes_on_when_its_server_is_back() {
     provider.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();
     let subscription = subscribe(&provider, &topic, &group).await.unwrap();
     Server::named("sqs").act(Act::Restart).await;
-    let back = Instant::now();
+    let restarted = Instant::now();
     let message = Outgoing { id: MessageId::now(), shard: None, key: None, headers: Headers::new(), payload: Bytes::from_static(b"{}") };
     // ElasticMQ answers before it has read its queues.
     while provider.send(&topic, Arc::new(vec![message.clone()])).await.remove(0).is_err() {
-        assert!(back.elapsed() < Duration::from_secs(30), "the server is not back");
+        assert!(restarted.elapsed() < PATIENCE, "the server is not back");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    let back = Instant::now();
     let (mut subscription, mut came) = (subscription, false);
     while !came && back.elapsed() < Duration::from_secs(30) {
         came = match subscription.next(1, usize::MAX, Duration::from_millis(200)).await {
