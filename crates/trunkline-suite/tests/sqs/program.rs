@@ -46,7 +46,7 @@ async fn retries_and_dies(single_host: bool) {
     });
     let consumer = consume.retry(retries(&[200, 5_100])).await.unwrap();
     // A tier is looked into every ten seconds, so the wait of five may take fifteen.
-    let all = seen.wait(6).await;
+    let all = seen.wait_longer(6, Duration::from_secs(15)).await;
     let of = |id| all.iter().filter(|(seen, ..)| *seen == id).cloned().collect::<Vec<_>>();
     for id in [good, bad] {
         assert_eq!(of(id).iter().map(|(_, attempt, ..)| *attempt).collect::<Vec<_>>(), [1, 2, 3]);
