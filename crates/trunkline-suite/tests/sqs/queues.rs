@@ -175,6 +175,29 @@ async fn what_a_queue_does_beyond_the_promise_is_drift() {
     assert!(ensured.drift.iter().any(|drift| drift.contains("delays every message by 7 s")), "{:?}", ensured.drift);
 }
 
+/// One subscription to more queues than fit its prefetch at once: an empty one holds up no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_where_nothing_comes_holds_up_no_other() {
+    let provider = connect(&json!({})).await;
+    let names: Vec<String> = (0..6).map(|_| name()).collect();
+    let topics: Vec<TopicSpec> = names.iter().map(|name| topic(name)).collect();
+    // The group's name is that of a part, which each topic adds to its own.
+    let group = group("many");
+    for topic in &topics {
+        provider.ensure(topic, std::slice::from_ref(&group)).await.unwrap();
+    }
+    for prefetch in [Prefetch { count: 256, bytes: 4 << 20 }, Prefetch { count: 10, bytes: 64 << 20 }] {
+        let options = SubscribeOptions { member: "test".into(), prefetch };
+        let subscription = provider.subscribe(&topics, &group, options).await.unwrap();
+        for topic in &topics {
+            let sent = confirmed(&provider, topic, messages(1)).await;
+            let came = handle(&subscription, 1).await;
+            assert!(came.iter().all(|delivery| matches!(delivery.id, EnvelopeId::Id(id) if sent.contains(&id))));
+        }
+        subscription.close(Instant::now() + Duration::from_secs(5)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn large_messages_share_calls_as_far_as_they_fit() {
     let topic = topic(&name());

@@ -10,10 +10,11 @@ use super::error::{Failure, Kind, failure};
 use super::lease::Held;
 use super::message::{Decoded, decode};
 use super::provider::{LIMIT, shard_of};
-use super::subscription::Shared;
+use super::subscription::{Ready, Room, Shared};
 use super::topics::GONE;
 use crate::delivery::{Deliveries, Delivery, EnvelopeId, Position};
 use crate::message::MessageId;
+use crate::provider::Prefetch;
 
 /// Messages of one receive.
 const CALL: usize = 10;
@@ -42,7 +43,7 @@ impl Shared {
             tokio::pin!(room);
             room.as_mut().enable();
             while polls.len() < wanted && !self.stop.is_cancelled() {
-                let Some(count) = self.reserve() else { break };
+                let Some(count) = self.reserve(route) else { break };
                 let wait = if polls.is_empty() { self.options.wait } else { SHORT.min(self.options.wait) };
                 // FIFO: if the answer to a receive is lost, the next one with its name brings the same messages again.
                 let name = attempt.take().unwrap_or_else(|| MessageId::now().to_text());
@@ -104,29 +105,15 @@ impl Shared {
     }
 
     /// Sets places aside for a receive: ten, if there is ever room for ten; none while there is no room, or in a pause.
-    fn reserve(&self) -> Option<usize> {
+    fn reserve(&self, route: usize) -> Option<usize> {
         let mut state = self.state.lock();
         if state.paused {
             return None;
         }
-        let full = CALL.min(self.prefetch.count).max(1);
-        let usual = if state.usual_size == 0 { LIMIT } else { state.usual_size };
-        let taken = state.ready.len() + state.reserved;
-        let bytes = state.ready_bytes + state.reserved * usual;
-        let by_bytes = (self.prefetch.bytes.saturating_sub(bytes) / usual).min(CALL);
-        let room = self.prefetch.count.saturating_sub(taken).min(by_bytes);
-        // One message may pass the bytes, so that a large one gets through.
-        let alone = taken == 0;
-        // Half empty receives would cost twice as much: better wait until a whole one fits.
-        let enough = room >= full || (room > 0 && (by_bytes < full || alone));
-        let count = if enough {
-            room.min(full)
-        } else if alone {
-            1
-        } else {
-            return None;
-        };
-        state.reserved += count;
+        let routes = self.routes.len().max(1);
+        let share = Prefetch { count: (self.prefetch.count / routes).max(1), bytes: (self.prefetch.bytes / routes).max(1) };
+        let count = places(&state.rooms[route], share)?;
+        state.rooms[route].reserved += count;
         Some(count)
     }
 
@@ -158,7 +145,7 @@ impl Shared {
         let messages = match answer {
             Ok(answer) => answer.messages.unwrap_or_default(),
             Err(error) => {
-                self.state.lock().reserved -= count;
+                self.state.lock().rooms[route].reserved -= count;
                 return (name, begun, Ended::Failed(failure("receiving", &error)));
             }
         };
@@ -178,7 +165,7 @@ impl Shared {
         let lease_end = now + self.options.lease - self.options.lease / 8;
         let mut back = Vec::new();
         let mut state = self.state.lock();
-        state.reserved -= reserved;
+        state.rooms[route].reserved -= reserved;
         for mut message in messages {
             let Some(receipt) = message.receipt_handle.take() else { continue };
             let decoded = decode(&mut message);
@@ -204,13 +191,55 @@ impl Shared {
                 stored_at,
                 lease_end: Some(lease_end),
             };
-            let size = delivery.size();
-            state.usual_size = if state.usual_size == 0 { size } else { state.usual_size - state.usual_size / 8 + size / 8 }.max(1);
-            state.ready_bytes += size;
-            state.ready.push_back((token, delivery));
+            state.push(Ready { token, route, delivery });
         }
         drop(state);
         self.arrived.notify_waiters();
         back
+    }
+}
+
+/// How many messages a receive may ask for.
+fn places(room: &Room, share: Prefetch) -> Option<usize> {
+    let full = CALL.min(share.count);
+    let usual = if room.usual_size == 0 { LIMIT } else { room.usual_size };
+    let taken = room.ready + room.reserved;
+    let bytes = room.bytes + room.reserved * usual;
+    let by_bytes = (share.bytes.saturating_sub(bytes) / usual).min(CALL);
+    let free = share.count.saturating_sub(taken).min(by_bytes);
+    // Half empty receives would cost twice as much: better wait until a whole one fits.
+    if free >= full || (free > 0 && (by_bytes < full || taken == 0)) {
+        return Some(free.min(full));
+    }
+    // One message may pass the bytes, so that a large one gets through.
+    (taken == 0).then_some(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOMY: Prefetch = Prefetch { count: 100, bytes: 8 << 20 };
+
+    fn room(ready: usize, bytes: usize, reserved: usize, usual_size: usize) -> Room {
+        Room { ready, bytes, reserved, usual_size }
+    }
+
+    #[test]
+    fn receives_are_whole_where_they_can_be() {
+        assert_eq!(places(&room(0, 0, 0, 100), ROOMY), Some(10));
+        assert_eq!(places(&room(90, 9_000, 0, 100), ROOMY), Some(10));
+        assert_eq!(places(&room(91, 9_100, 0, 100), ROOMY), None);
+        assert_eq!(places(&room(0, 0, 0, 100), Prefetch { count: 4, ..ROOMY }), Some(4));
+    }
+
+    #[test]
+    fn bytes_bound_a_receive_and_one_message_may_pass_them() {
+        // Nothing is known yet: a message may be as large as SQS takes.
+        assert_eq!(places(&room(0, 0, 0, 0), ROOMY), Some(8));
+        assert_eq!(places(&room(0, 0, 8, 0), ROOMY), None);
+        assert_eq!(places(&room(3, 3 << 20, 4, 1 << 20), ROOMY), Some(1));
+        assert_eq!(places(&room(0, 0, 0, 1 << 20), Prefetch { bytes: 1_000, ..ROOMY }), Some(1));
+        assert_eq!(places(&room(1, 1 << 20, 0, 1 << 20), Prefetch { bytes: 1_000, ..ROOMY }), None);
     }
 }

@@ -60,12 +60,10 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) held: Slab<Held>,
-    pub(super) ready: VecDeque<(Token, Delivery)>,
-    pub(super) ready_bytes: usize,
-    /// Places that receives under way will fill.
-    pub(super) reserved: usize,
-    /// What a message has weighed of late; 0 before the first.
-    pub(super) usual_size: usize,
+    pub(super) ready: VecDeque<Ready>,
+    /// Of each route. Each has its share of the prefetch: a long poll that waits for one route's messages must not take up the
+    /// room of another's.
+    pub(super) rooms: Vec<Room>,
     pub(super) signals: VecDeque<Signal>,
     pub(super) degraded: Option<&'static str>,
     pub(super) dead: Option<Error>,
@@ -75,7 +73,46 @@ pub(super) struct State {
     last_delete: Option<Instant>,
 }
 
+/// A message that waits to be handed out.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) token: Token,
+    pub(super) route: usize,
+    pub(super) delivery: Delivery,
+}
+
+/// What a route takes up of its share.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Room {
+    /// Messages that wait to be handed out.
+    pub(super) ready: usize,
+    /// Their bytes.
+    pub(super) bytes: usize,
+    /// Places that receives under way will fill.
+    pub(super) reserved: usize,
+    /// What a message has weighed of late; 0 before the first.
+    pub(super) usual_size: usize,
+}
+
 impl State {
+    /// Puts a message behind the others.
+    pub(super) fn push(&mut self, ready: Ready) {
+        let (room, size) = (&mut self.rooms[ready.route], ready.delivery.size());
+        room.usual_size = if room.usual_size == 0 { size } else { room.usual_size - room.usual_size / 8 + size / 8 }.max(1);
+        room.ready += 1;
+        room.bytes += size;
+        self.ready.push_back(ready);
+    }
+
+    /// Takes the first one out.
+    fn pop(&mut self) -> Option<Ready> {
+        let ready = self.ready.pop_front()?;
+        let room = &mut self.rooms[ready.route];
+        room.ready -= 1;
+        room.bytes -= ready.delivery.size();
+        Some(ready)
+    }
+
     /// The shard is this member's from now on, as it is every member's: SQS gives each key to one of them at a time.
     fn assign(&mut self, route: usize, shard: u32) {
         let last = self.epochs.get(&(route, shard)).copied().unwrap_or(0);
@@ -130,10 +167,13 @@ impl Shared {
             state.signals.push_back(Signal::Lost { route: *route, shard: *shard });
             state.assign(*route, *shard);
         }
-        let State { ready, held, ready_bytes, .. } = &mut *state;
-        ready.retain(|(token, delivery)| {
-            let keeps = held.get(*token).is_some();
-            *ready_bytes -= if keeps { 0 } else { delivery.size() };
+        let State { ready, held, rooms, .. } = &mut *state;
+        ready.retain(|ready| {
+            let keeps = held.get(ready.token).is_some();
+            if !keeps {
+                rooms[ready.route].ready -= 1;
+                rooms[ready.route].bytes -= ready.delivery.size();
+            }
             keeps
         });
         drop(state);
@@ -144,9 +184,11 @@ impl Shared {
     /// Takes out what waits here.
     fn take_ready(&self) -> Vec<Held> {
         let mut state = self.state.lock();
-        state.ready_bytes = 0;
-        let ready = std::mem::take(&mut state.ready);
-        ready.into_iter().filter_map(|(token, _)| state.held.remove(token)).collect()
+        let mut taken = Vec::with_capacity(state.ready.len());
+        while let Some(ready) = state.pop() {
+            taken.extend(state.held.remove(ready.token));
+        }
+        taken
     }
 
     /// Gives messages back: visible again at once.
@@ -221,9 +263,8 @@ impl Shared {
         }
         let (mut count, mut bytes) = (0, 0);
         while count < max && (count == 0 || bytes < max_bytes) {
-            let Some((token, mut delivery)) = state.ready.pop_front() else { break };
+            let Some(Ready { token, mut delivery, .. }) = state.pop() else { break };
             let size = delivery.size();
-            state.ready_bytes -= size;
             let Some(held) = state.held.get(token) else { continue };
             delivery.lease_end = Some(held.lease_end);
             (count, bytes) = (count + 1, bytes + size);
@@ -269,6 +310,7 @@ impl SqsSubscription {
             topic,
             handles: Handles { client: clients.again.clone(), url: url.into(), calls: calls.clone() },
         };
+        let rooms = vec![Room::default(); routes.len()];
         let end = connection.child_token();
         let shared = Arc::new(Shared {
             routes: routes.into_iter().map(route).collect(),
@@ -278,9 +320,7 @@ impl SqsSubscription {
             state: Mutex::new(State {
                 held: Slab::default(),
                 ready: VecDeque::new(),
-                ready_bytes: 0,
-                reserved: 0,
-                usual_size: 0,
+                rooms,
                 signals: VecDeque::new(),
                 degraded: None,
                 dead: None,
@@ -433,8 +473,7 @@ impl Subscription for SqsSubscription {
         self.shared.stop.cancel();
         let held: Vec<Held> = {
             let mut state = self.shared.state.lock();
-            state.ready.clear();
-            state.ready_bytes = 0;
+            while state.pop().is_some() {}
             let tokens: Vec<Token> = state.held.iter().map(|(token, _)| token).collect();
             tokens.into_iter().filter_map(|token| state.held.remove(token)).collect()
         };
