@@ -206,10 +206,12 @@ async fn a_consumer_goes_on_when_its_server_is_back() {
     let topic = TopicSpec { name: name.as_str().into(), shards: 1, ordered: false };
     let group = GroupSpec { name: name.as_str().into(), start: Start::Latest };
     provider.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();
+    let message = || Outgoing { id: MessageId::now(), shard: None, key: None, headers: Headers::new(), payload: Bytes::from_static(b"{}") };
+    // ElasticMQ answers before it has written down that there is a queue, but not before it has written down a message.
+    provider.send(&topic, Arc::new(vec![message()])).await.remove(0).unwrap();
     let subscription = subscribe(&provider, &topic, &group).await.unwrap();
     Server::named("sqs").act(Act::Restart).await;
-    let restarted = Instant::now();
-    let message = Outgoing { id: MessageId::now(), shard: None, key: None, headers: Headers::new(), payload: Bytes::from_static(b"{}") };
+    let (restarted, message) = (Instant::now(), message());
     // ElasticMQ answers before it has read its queues.
     while provider.send(&topic, Arc::new(vec![message.clone()])).await.remove(0).is_err() {
         assert!(restarted.elapsed() < PATIENCE, "the server is not back");
@@ -219,7 +221,10 @@ async fn a_consumer_goes_on_when_its_server_is_back() {
     let (mut subscription, mut came) = (subscription, false);
     while !came && back.elapsed() < Duration::from_secs(30) {
         came = match subscription.next(1, usize::MAX, Duration::from_millis(200)).await {
-            Ok(signals) => signals.iter().any(|signal| matches!(signal, Signal::Deliveries { .. })),
+            Ok(signals) => signals.iter().any(|signal| match signal {
+                Signal::Deliveries { items, .. } => items.iter().any(|delivery| delivery.id == EnvelopeId::Id(message.id)),
+                _ => false,
+            }),
             // It was away for long: the core subscribes anew.
             Err(_) => {
                 subscription = subscribe(&provider, &topic, &group).await.expect("the server is back");
