@@ -25,6 +25,7 @@ pub mod app;
 mod bed;
 mod broker;
 pub mod conformance;
+pub mod elasticmq;
 pub mod faulty;
 pub mod faulty_store;
 pub mod kill;

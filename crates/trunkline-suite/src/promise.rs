@@ -291,8 +291,16 @@ impl<T: Clone> Seen<T> {
     /// # Panics
     /// If they do not come in time.
     pub async fn wait(&self, at_least: usize) -> Vec<T> {
+        self.wait_longer(at_least, Duration::ZERO).await
+    }
+
+    /// The same for what takes up to `more` of its own.
+    ///
+    /// # Panics
+    /// If they do not come in time.
+    pub async fn wait_longer(&self, at_least: usize, more: Duration) -> Vec<T> {
         let mut count = self.count.subscribe();
-        let seen = tokio::time::timeout(DEADLINE, count.wait_for(|n| *n >= at_least)).await.map(|found| found.map(|n| *n));
+        let seen = tokio::time::timeout(DEADLINE + more, count.wait_for(|n| *n >= at_least)).await.map(|found| found.map(|n| *n));
         assert!(seen.is_ok(), "only {} of {at_least} were seen in time", self.items.lock().len());
         self.all()
     }

@@ -154,7 +154,7 @@ impl Inner {
             members.push(Member {
                 rate,
                 last_progress_at: last,
-                in_flight: route.sender.waiting() as u64,
+                in_flight: route.sender.pending() as u64,
                 ..self.member(
                     format!("{}/{}", self.process, route.filed.address),
                     MemberRole::Producer,
@@ -164,10 +164,10 @@ impl Inner {
             });
         }
         // What was handed to a server before the env left it may still be on its way there.
-        for route in self.left_routes().iter().filter(|route| route.sender.waiting() > 0) {
+        for route in self.left_routes().iter().filter(|route| route.sender.pending() > 0) {
             let (address, epoch) = (route.filed.address.clone(), route.epoch);
             let id = format!("{}/{address}@{epoch}", self.process);
-            members.push(Member { in_flight: route.sender.waiting() as u64, ..self.member(id, MemberRole::Producer, epoch, address) });
+            members.push(Member { in_flight: route.sender.pending() as u64, ..self.member(id, MemberRole::Producer, epoch, address) });
         }
         let mut engines = self.engines.lock();
         engines.retain(|engine| engine.strong_count() > 0);

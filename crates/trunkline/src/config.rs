@@ -152,6 +152,7 @@ pub fn compiled_in() -> Vec<ProviderKind> {
     let clients = [
         (ProviderKind::Redis, cfg!(feature = "redis")),
         (ProviderKind::GooglePubSub, cfg!(feature = "pubsub")),
+        (ProviderKind::AwsSqs, cfg!(feature = "sqs")),
         (ProviderKind::Nats, cfg!(feature = "nats")),
         (ProviderKind::Embedded, cfg!(feature = "embedded")),
     ];

@@ -50,7 +50,8 @@ impl Inner {
             return Ok(());
         }
         // By broker, env and epoch: a server is forgotten as a whole.
-        let mut servers: HashMap<(Arc<str>, String, Arc<str>, u64), Vec<Arc<RouteEntry>>> = HashMap::new();
+        type Server = (Arc<str>, String, Arc<str>, u64);
+        let mut servers: HashMap<Server, Vec<Arc<RouteEntry>>> = HashMap::new();
         for (env_epoch, entry) in leaving {
             let address = &entry.address;
             let key = (address.product.clone(), address.event.broker().to_owned(), address.env.clone(), env_epoch);

@@ -34,8 +34,11 @@ fn is_leaving(bed: &Bed) -> bool {
     !broker.envs[0].leaving.is_empty()
 }
 
+/// Key, number and id.
+type Produced = (u64, u64, MessageId);
+
 /// Produces all the time; what was confirmed.
-fn producing(bed: &Bed, keys: u64) -> (Arc<AtomicBool>, tokio::task::JoinHandle<Vec<(u64, u64, MessageId)>>) {
+fn producing(bed: &Bed, keys: u64) -> (Arc<AtomicBool>, tokio::task::JoinHandle<Vec<Produced>>) {
     let (env, end) = (bed.env.clone(), Arc::new(AtomicBool::new(false)));
     let stop = end.clone();
     let task = tokio::spawn(async move {
@@ -60,7 +63,7 @@ async fn moves(lot: Lot) {
     let (seen, failed) = (Seen::new(), Arc::new(Mutex::new(std::collections::HashSet::new())));
     let s = seen.clone();
     let handler = move |payload: Value, context: Context| {
-        let fails = payload["n"].as_u64().expect("a number") % 7 == 0 && failed.lock().insert(context.process_id);
+        let fails = payload["n"].as_u64().expect("a number").is_multiple_of(7) && failed.lock().insert(context.process_id);
         if !fails {
             s.push(context.process_id);
         }

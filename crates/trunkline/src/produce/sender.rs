@@ -176,7 +176,7 @@ impl Sender {
     }
 
     /// Messages that wait for their confirm.
-    pub(crate) fn waiting(&self) -> usize {
+    pub(crate) fn pending(&self) -> usize {
         self.shared.queue.lock().pending
     }
 

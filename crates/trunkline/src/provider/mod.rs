@@ -377,6 +377,8 @@ pub async fn open(config: &crate::config::ProviderConfig, data: &std::path::Path
         ProviderConfig::GooglePubSub(config) => Ok(Arc::new(pubsub::PubSub::open(config, pubsub::Options::default()).await?)),
         #[cfg(feature = "redis")]
         ProviderConfig::Redis(config) => Ok(Arc::new(redis::Redis::open(config).await?)),
+        #[cfg(feature = "sqs")]
+        ProviderConfig::AwsSqs(config) => Ok(Arc::new(sqs::Sqs::open(config, sqs::Options::default()).await?)),
         other => {
             other.kind().require_compiled_in()?;
             Err(Error::new(Code::CapabilityUnsupported, format!("{} cannot be opened by this version", other.kind().as_str())))

@@ -3,5 +3,5 @@
 pub(crate) mod pem;
 pub(crate) mod reach;
 pub(crate) mod slab;
-#[cfg(any(feature = "nats", feature = "pubsub", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "pubsub", feature = "redis", feature = "sqs"))]
 pub(crate) mod tls;
