@@ -1,0 +1,14 @@
+//! The demo on SQS.
+
+mod common;
+
+use common::setting;
+use serde_json::json;
+
+#[test]
+fn the_demo_is_green_and_what_it_made_can_be_removed() {
+    common::demo_on(
+        "AWS_SQS",
+        &json!({ "region": setting("SQS_REGION"), "endpoint": setting("SQS"), "accessKeyId": "x", "secretAccessKey": "x" }),
+    );
+}
