@@ -5,7 +5,7 @@ KAFKA_OPTIONS=()
 [ -z "${TRUNKLINE_BROKERS_KAFKA_VERSION:-}" ] || KAFKA_OPTIONS=("-Dkafka.version=$TRUNKLINE_BROKERS_KAFKA_VERSION")
 
 needs() {
-  printf 'java openjdk-17-jre-headless\n'
+  printf 'java openjdk-17-jre-headless\nkcat kcat\n' # kcat is the tests' foreign client
   [ -d "$(jars_dir kafka "${KAFKA_OPTIONS[@]}")" ] || printf 'mvn maven\n'
 }
 check() { check_java; }

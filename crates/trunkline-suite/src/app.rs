@@ -13,7 +13,7 @@ use trunkline::{Builder, Schedule, Trunkline};
 use crate::faulty::Faults;
 use crate::kill::Worker;
 use crate::ledger::{Account, Entry, read};
-use crate::promise::{Lot, builder, data, furnish, retries};
+use crate::promise::{Lot, Site, builder, data, furnish_on, retries};
 
 /// Short, so that a test with many deaths is.
 pub const LEASE: Duration = Duration::from_millis(400);
@@ -26,10 +26,16 @@ pub const SOME: u64 = 1_000;
 /// How long a test waits for what other processes do.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A file of this name says that the broker is a server, whose config is in the catalogue.
+const SERVER: &str = "server";
+
 /// How each of the processes is opened: as any program, but with short leases.
 #[must_use]
 pub fn open(dir: &Path, faults: &Arc<Faults>) -> Builder {
     let (log, faulty) = (data(dir).join("log"), faults.between());
+    if dir.join(SERVER).exists() {
+        return builder(&data(dir), Lot::Store).single_host(true).wrap_providers(faulty);
+    }
     builder(&data(dir), Lot::Store).wrap_providers(move |given| {
         let short = Embedded::open(Options { lease: LEASE, ..Options::new(&log) });
         faulty(short.map_or(given, |provider| Arc::new(provider) as Arc<dyn Provider>))
@@ -71,8 +77,21 @@ impl Apps {
     /// # Panics
     /// If the instance cannot be opened.
     pub async fn new(program: &'static str, dir: &Path, topic: Value) -> Self {
+        Apps::with(program, dir, &Site::embedded(serde_json::json!({})), topic).await
+    }
+
+    /// The same, on a server. The host of the processes is all there is.
+    ///
+    /// # Panics
+    /// If the instance cannot be opened.
+    pub async fn on_server(program: &'static str, dir: &Path, site: &Site, topic: Value) -> Self {
+        std::fs::write(dir.join(SERVER), site.kind).unwrap();
+        Apps::with(program, dir, site, topic).await
+    }
+
+    async fn with(program: &'static str, dir: &Path, site: &Site, topic: Value) -> Self {
         let trunkline = open(dir, &Arc::default()).open().await.unwrap();
-        furnish(&trunkline, serde_json::json!({}), topic).await;
+        furnish_on(&trunkline, site, topic).await;
         Apps { dir: dir.to_owned(), trunkline, workers: Vec::new(), program, ledgers: Vec::new() }
     }
 

@@ -280,6 +280,12 @@ impl<T: Clone> Seen<T> {
         self.count.send_replace(items.len());
     }
 
+    /// How many so far.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.items.lock().len()
+    }
+
     /// All so far.
     #[must_use]
     pub fn all(&self) -> Vec<T> {

@@ -29,7 +29,12 @@ pub mod embedded;
 pub mod embedded {
     pub mod config;
 }
+#[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg(not(feature = "kafka"))]
+pub mod kafka {
+    pub mod config;
+}
 #[cfg(feature = "nats")]
 pub mod nats;
 #[cfg(not(feature = "nats"))]
@@ -371,6 +376,8 @@ pub async fn open(config: &crate::config::ProviderConfig, data: &std::path::Path
     match config {
         #[cfg(feature = "embedded")]
         ProviderConfig::Embedded(config) => Ok(Arc::new(embedded::Embedded::open_config(config, data)?)),
+        #[cfg(feature = "kafka")]
+        ProviderConfig::Kafka(config) => Ok(Arc::new(kafka::Kafka::open(config).await?)),
         #[cfg(feature = "nats")]
         ProviderConfig::Nats(config) => Ok(Arc::new(nats::Nats::open(config, nats::Options::default()).await?)),
         #[cfg(feature = "pubsub")]
