@@ -150,6 +150,7 @@ impl ProviderKind {
 #[must_use]
 pub fn compiled_in() -> Vec<ProviderKind> {
     let clients = [
+        (ProviderKind::RabbitMq, cfg!(feature = "rabbitmq")),
         (ProviderKind::Redis, cfg!(feature = "redis")),
         (ProviderKind::GooglePubSub, cfg!(feature = "pubsub")),
         (ProviderKind::AwsSqs, cfg!(feature = "sqs")),
