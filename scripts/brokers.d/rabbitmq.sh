@@ -5,7 +5,8 @@ RABBITMQ_BIN=/usr/lib/rabbitmq/bin
 # Not in the way of a RabbitMQ that the machine may run.
 RABBITMQ_NODE=trunkline@localhost
 
-needs() { printf 'rabbitmqctl rabbitmq-server\n'; }
+# amqp-tools are the foreign client of tests.
+needs() { printf 'rabbitmqctl rabbitmq-server\namqp-get amqp-tools\n'; }
 check() { [ -x "$RABBITMQ_BIN/rabbitmq-server" ] || die "rabbitmq: expected $RABBITMQ_BIN/rabbitmq-server, as Debian's package has it"; }
 version() {
   local folder

@@ -47,7 +47,7 @@ impl Bed {
     /// A topic of the scenario's kind that does not exist yet.
     pub fn topic_spec(&self, shards: u32) -> TopicSpec {
         let name = self.broker.topic_name(self.name().to_string(), self.ordered);
-        TopicSpec { name: name.into(), shards, ordered: self.ordered }
+        TopicSpec::new(name, shards, self.ordered)
     }
 
     /// What the provider declares for it.

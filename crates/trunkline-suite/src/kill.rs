@@ -24,7 +24,7 @@ pub fn open(dir: &Path) -> Result<Arc<dyn Provider>> {
 /// The topic all work on.
 #[must_use]
 pub fn topic() -> TopicSpec {
-    TopicSpec { name: "kill".into(), shards: 4, ordered: true }
+    TopicSpec::new("kill", 4, true)
 }
 
 /// The group of the consumers.

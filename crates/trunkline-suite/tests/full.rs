@@ -18,7 +18,7 @@ use trunkline_suite::promise::{Bed, Lot, until};
 use trunkline_suite::recording_disk::{Faults, RecordingDisk};
 
 fn topic() -> TopicSpec {
-    TopicSpec { name: "full".into(), shards: 1, ordered: true }
+    TopicSpec::new("full", 1, true)
 }
 
 async fn send(provider: &dyn Provider, len: usize) -> Result<(MessageId, Position), SendError> {

@@ -39,7 +39,7 @@ type Ids = Arc<parking_lot::Mutex<HashSet<MessageId>>>;
 /// One task sends, and sends again what was not confirmed; another handles, and subscribes anew when it has to.
 async fn flow(sender: Arc<dyn Provider>, receiver: Arc<dyn Provider>, fifo: bool) -> Flow {
     let name = format!("f{}{}", &MessageId::now().0.simple().to_string()[4..], if fifo { ".fifo" } else { "" });
-    let topic = TopicSpec { name: name.as_str().into(), shards: 4, ordered: fifo };
+    let topic = TopicSpec::new(name.as_str(), 4, fifo);
     let group = GroupSpec { name: name.as_str().into(), start: Start::Latest };
     sender.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();
     let end = CancellationToken::new();
@@ -203,7 +203,7 @@ async fn a_consumer_goes_on_when_its_server_is_back() {
     let _alone = alone().await;
     let provider = connect(&json!({})).await;
     let name = format!("f{}", &MessageId::now().0.simple().to_string()[4..]);
-    let topic = TopicSpec { name: name.as_str().into(), shards: 1, ordered: false };
+    let topic = TopicSpec::new(name.as_str(), 1, false);
     let group = GroupSpec { name: name.as_str().into(), start: Start::Latest };
     provider.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();
     let message = || Outgoing { id: MessageId::now(), shard: None, key: None, headers: Headers::new(), payload: Bytes::from_static(b"{}") };

@@ -151,6 +151,7 @@ impl ProviderKind {
 pub fn compiled_in() -> Vec<ProviderKind> {
     let clients = [
         (ProviderKind::Kafka, cfg!(feature = "kafka")),
+        (ProviderKind::RabbitMq, cfg!(feature = "rabbitmq")),
         (ProviderKind::Redis, cfg!(feature = "redis")),
         (ProviderKind::GooglePubSub, cfg!(feature = "pubsub")),
         (ProviderKind::AwsSqs, cfg!(feature = "sqs")),

@@ -29,8 +29,8 @@ impl Env {
         let inner = self.inner();
         let (kind, config) = inner.catalog.env_config(self.product_tag(), self.slug(), broker)?;
         let since = Instant::now();
-        let stages = match inner.provider(kind, &config).await {
-            Ok(provider) => provider.probe(since + WITHIN).await,
+        let stages = match inner.test(kind, &config, since + WITHIN).await {
+            Ok(stages) => stages,
             Err(error) => {
                 let fix = error.detail_str("next").unwrap_or("check the config of this env").to_owned();
                 vec![stage("open", since, Err((error, &fix)))]

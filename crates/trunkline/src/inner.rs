@@ -26,7 +26,7 @@ use crate::lot::topics::TopicLot;
 use crate::message::{MessageId, millis};
 use crate::policy::{LotPlace, Schedule, Wishes, plan};
 use crate::produce::sender::Sender;
-use crate::provider::{GroupSpec, Provider, Start};
+use crate::provider::{GroupSpec, Provider, Stage, Start};
 use crate::route::Route;
 use crate::store::{Address, Scope, Store};
 use crate::tracker::Tracker;
@@ -331,6 +331,18 @@ impl Inner {
         }
         providers.insert(key, provider.clone());
         Ok(provider)
+    }
+
+    /// Tests a config in stages, by the deadline. What cannot be tested before it is open, is opened.
+    pub(crate) async fn test(&self, kind: ProviderKind, config: &serde_json::Value, deadline: Instant) -> Result<Vec<Stage>> {
+        kind.require_compiled_in()?;
+        let parsed = ProviderConfig::parse(kind, &crate::secret::resolve(config)?)?;
+        if let Some(stages) = crate::provider::test(&parsed, deadline).await? {
+            return Ok(stages);
+        }
+        let opened = tokio::time::timeout_at(deadline.into(), self.provider(kind, config)).await;
+        let opened = opened.map_err(|_| Error::new(Code::Timeout, "the broker did not answer in time"))?;
+        Ok(opened?.probe(deadline).await)
     }
 
     /// Sends what waits, closes every connection, writes what is left of the history.

@@ -137,6 +137,11 @@ pub fn extend(kind: ProviderKind, base: &str, parts: &[&str]) -> String {
     format!("{head}{}{tail}", fit(&name, limit(kind) - tail.len()))
 }
 
+/// A name on RabbitMQ beside another, for what belongs to it: `@` stands in no part of a derived name.
+pub(crate) fn beside(name: &str, what: &str) -> String {
+    fit(&format!("{name}.@{what}"), limit(ProviderKind::RabbitMq))
+}
+
 /// The JetStream stream that holds a subject: stream names have no `.`, `*`, `>`, `/`, `\` and no white space.
 #[must_use]
 pub fn nats_stream(subject: &str) -> String {

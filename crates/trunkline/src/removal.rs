@@ -142,6 +142,10 @@ impl Trunkline {
             }
             TopicLot::of_delays(provider.clone(), &topic, entry.address.clone(), self.0.store.clone()).remove().await?;
         }
+        // A provider may know the groups of others only by their names.
+        for group in &entry.groups {
+            provider.remove(Remove::Group(&topic, &group.physical)).await?;
+        }
         provider.remove(Remove::Topic(&topic)).await
     }
 

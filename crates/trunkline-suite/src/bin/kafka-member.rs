@@ -20,7 +20,7 @@ async fn main() {
     let config = json!({ "brokers": [server], "options": { "session.timeout.ms": 6000 } });
     let config = ProviderConfig::parse(ProviderKind::Kafka, &config).expect("a config");
     let provider = trunkline::provider::open(&config, std::path::Path::new("unused")).await.expect("the broker");
-    let topic = TopicSpec { name: topic.as_str().into(), shards: shards.parse().expect("a number"), ordered: false };
+    let topic = TopicSpec::new(topic.as_str(), shards.parse().expect("a number"), false);
     let group = GroupSpec { name: group.as_str().into(), start: Start::Earliest };
     let options = SubscribeOptions { member: "member".into(), prefetch: Prefetch { count: 16, bytes: 1 << 20 } };
     let member = provider.subscribe(&[topic], &group, options).await.expect("a member");

@@ -187,7 +187,7 @@ pub(super) async fn capabilities_agree(bed: Bed) -> Verdict {
     check!(!(first.lossy && first.keeps_messages), "what is lossy keeps messages");
     let read = bed.provider.read(&topic, ReadFrom::Time { shard: 0, at: 0 }, 1).await;
     check!(read.is_ok() == first.keeps_messages, "keeps_messages is {}, and read answers {read:?}", first.keeps_messages);
-    let unordered = bed.provider.capabilities(&TopicSpec { name: Arc::clone(&topic.name), ordered: false, shards: 1 });
+    let unordered = bed.provider.capabilities(&TopicSpec::new(Arc::clone(&topic.name), 1, false));
     check!(unordered.durability == first.durability, "durability depends on the order");
     Ok(())
 }

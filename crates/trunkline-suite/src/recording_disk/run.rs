@@ -29,7 +29,7 @@ fn options() -> Options {
 }
 
 fn topic() -> TopicSpec {
-    TopicSpec { name: "crash".into(), shards: SHARDS, ordered: true }
+    TopicSpec::new("crash", SHARDS, true)
 }
 
 fn groups() -> [GroupSpec; 2] {

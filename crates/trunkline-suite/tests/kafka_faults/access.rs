@@ -132,7 +132,7 @@ async fn a_wrong_password_is_said_when_the_broker_is_opened() {
 async fn the_least_permissions_do_with_what_is_there() {
     let user = setting("LIMITED_USER");
     let admin = open(&json!({})).await.unwrap();
-    let topic = trunkline::provider::TopicSpec { name: format!("{user}-{}", name()).into(), shards: 2, ordered: false };
+    let topic = trunkline::provider::TopicSpec::new(format!("{user}-{}", name()), 2, false);
     admin.ensure(&topic, &[]).await.unwrap();
     let group = trunkline::provider::GroupSpec { name: format!("{user}-{}", name()).into(), ..group() };
 

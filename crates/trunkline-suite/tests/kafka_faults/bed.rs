@@ -85,7 +85,7 @@ pub(crate) fn name() -> String {
 }
 
 pub(crate) fn spec(shards: u32, ordered: bool) -> TopicSpec {
-    TopicSpec { name: name().into(), shards, ordered }
+    TopicSpec::new(name(), shards, ordered)
 }
 
 pub(crate) fn group() -> GroupSpec {

@@ -135,7 +135,7 @@ async fn what_is_not_allowed_is_said_at_once() {
     let begun = Instant::now();
     let error = provider.ensure(&topic("limited.none"), &[]).await.expect_err("may not make streams");
     assert_eq!((error.code(), error.detail_str("reason")), (Code::AuthenticationFailed, Some("permission_denied")), "{error:?}");
-    let foreign = TopicSpec { name: "others.topic".into(), shards: 1, ordered: false };
+    let foreign = TopicSpec::new("others.topic", 1, false);
     let error = send(&*provider, &foreign, message("x")).await.expect_err("may not publish there");
     assert_eq!((error.error.detail_str("reason"), error.ambiguous), (Some("permission_denied"), false), "{error:?}");
     assert!(begun.elapsed() < Duration::from_secs(4), "a refusal took {:?}", begun.elapsed());

@@ -37,7 +37,7 @@ pub(crate) fn fresh(start: &str) -> String {
 
 /// An unordered topic of a name nobody else uses.
 pub(crate) fn topic(start: &str) -> TopicSpec {
-    TopicSpec { name: fresh(start).into(), shards: 1, ordered: false }
+    TopicSpec::new(fresh(start), 1, false)
 }
 
 /// A group that starts with the oldest message.

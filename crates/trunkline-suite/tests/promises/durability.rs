@@ -19,7 +19,7 @@ async fn bed(config: Value, topic: Value) -> (Bed, impl Fn() -> Durability) {
         })
     };
     let bed = Bed::with(Lot::Store, open, config, topic).await;
-    let topic = TopicSpec { name: "any".into(), shards: 1, ordered: false };
+    let topic = TopicSpec::new("any", 1, false);
     (bed, move || provider.lock().unwrap().as_ref().unwrap().capabilities(&topic).durability)
 }
 

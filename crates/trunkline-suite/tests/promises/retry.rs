@@ -312,7 +312,7 @@ async fn send_broken(bed: &Bed, payload: &'static [u8]) {
     let other = Embedded::open(Options::new(log)).unwrap();
     let id = serde_json::from_str("\"00000000-0000-0000-0000-000000000001\"").unwrap();
     let message = Outgoing { id, shard: None, key: None, headers: trunkline::Headers::new(), payload: payload.into() };
-    let topic = TopicSpec { name: name.into(), shards: 1, ordered: false };
+    let topic = TopicSpec::new(name, 1, false);
     other.send(&topic, vec![message].into()).await.pop().unwrap().unwrap();
 }
 

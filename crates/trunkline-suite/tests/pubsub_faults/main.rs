@@ -65,7 +65,7 @@ fn name(what: &str) -> String {
 }
 
 fn topic(name: &str) -> TopicSpec {
-    TopicSpec { name: name.into(), shards: 1, ordered: false }
+    TopicSpec::new(name, 1, false)
 }
 
 fn group(name: &str) -> GroupSpec {

@@ -189,7 +189,7 @@ async fn with_create_and_order_the_listed_permissions_are_enough() {
     let (stages, failed) = stages(config.clone()).await;
     assert!(failed.is_none(), "{stages:?}: {failed:?}");
     let provider = open(config, short()).await.unwrap();
-    let (topic, group) = (TopicSpec { name: "shop.orders".into(), shards: 3, ordered: true }, group("billing"));
+    let (topic, group) = (TopicSpec::new("shop.orders", 3, true), group("billing"));
     provider.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();
     assert_eq!(provider.capabilities(&topic).durability, Durability::Fsynced);
     let batch = (0..9).map(|at| trunkline::provider::Outgoing { shard: Some(at % 3), ..message("x") }).collect();

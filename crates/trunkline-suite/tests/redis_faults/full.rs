@@ -48,7 +48,7 @@ async fn a_full_server_refuses_for_now_and_goes_on_when_there_is_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_to_an_ordered_topic_is_taken_whole_or_not_at_all() {
     let server = Private::start(MEMORY).await;
-    let (plain, ordered) = (topic("t"), TopicSpec { name: "o".into(), shards: 2, ordered: true });
+    let (plain, ordered) = (topic("t"), TopicSpec::new("o", 2, true));
     let provider = server.open().await;
     provider.ensure(&plain, &[group("g")]).await.unwrap();
     provider.ensure(&ordered, &[group("g")]).await.unwrap();

@@ -26,7 +26,7 @@ use trunkline::{Headers, MessageId};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn topic(name: &str) -> TopicSpec {
-    TopicSpec { name: name.into(), shards: 1, ordered: false }
+    TopicSpec::new(name, 1, false)
 }
 
 fn group(name: &str) -> GroupSpec {

@@ -208,7 +208,7 @@ async fn nothing_is_left_on_the_server_after_a_close() {
 async fn what_a_stranger_took_of_a_shard_comes_to_its_owner() {
     let server = Private::start(MEMORY).await;
     let provider = server.open().await;
-    let (topic, group) = (trunkline::provider::TopicSpec { name: "t".into(), shards: 1, ordered: true }, group("g"));
+    let (topic, group) = (trunkline::provider::TopicSpec::new("t", 1, true), group("g"));
     provider.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();
     let sent = send(&*provider, &topic, messages(2, 1)).await;
     server.cli(&["XREADGROUP", "GROUP", "g", "stranger", "COUNT", "1", "STREAMS", "t", ">"]);

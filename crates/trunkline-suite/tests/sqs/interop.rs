@@ -13,7 +13,7 @@ use trunkline_suite::server::setting;
 
 async fn prepared() -> (Arc<dyn Provider>, TopicSpec, GroupSpec, String) {
     let name = format!("i{}", &MessageId::now().0.simple().to_string()[4..]);
-    let topic = TopicSpec { name: name.as_str().into(), shards: 1, ordered: false };
+    let topic = TopicSpec::new(name.as_str(), 1, false);
     let group = GroupSpec { name: name.as_str().into(), start: Start::Latest };
     let provider = connect(&json!({})).await;
     provider.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();

@@ -22,7 +22,7 @@ fn name() -> String {
 }
 
 fn topic(name: &str) -> TopicSpec {
-    TopicSpec { name: name.into(), shards: 4, ordered: name.ends_with(".fifo") }
+    TopicSpec::new(name, 4, name.ends_with(".fifo"))
 }
 
 fn group(name: &str) -> GroupSpec {

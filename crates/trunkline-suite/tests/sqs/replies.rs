@@ -69,7 +69,7 @@ fn well(queues: &[&str], asked: &Asked) -> (u16, Value) {
 }
 
 fn topic(name: &str) -> TopicSpec {
-    TopicSpec { name: name.into(), shards: 4, ordered: name.ends_with(".fifo") }
+    TopicSpec::new(name, 4, name.ends_with(".fifo"))
 }
 
 fn messages(n: usize, key: Option<&str>) -> Arc<Vec<Outgoing>> {

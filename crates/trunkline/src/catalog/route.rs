@@ -63,7 +63,11 @@ impl RouteEntry {
     #[must_use]
     pub fn topic_spec(&self) -> TopicSpec {
         let ordered = self.topic.ordering == super::Ordering::Key;
-        TopicSpec { name: self.physical.name.as_str().into(), shards: self.physical.shards, ordered }
+        TopicSpec {
+            exchange: self.physical.exchange.as_deref().map(Arc::from),
+            queue: self.physical.queue.as_deref().map(Arc::from),
+            ..TopicSpec::new(self.physical.name.as_str(), self.physical.shards, ordered)
+        }
     }
 
     /// A group as its provider sees it; `fallback` is where it starts if nothing was said.

@@ -76,7 +76,7 @@ impl TopicLot {
         subscriber: Arc<str>,
         store: Arc<dyn Store>,
     ) -> Self {
-        let spec = |name: String| TopicSpec { name: name.into(), shards: 1, ordered: false };
+        let spec = |name: String| TopicSpec::new(name, 1, false);
         TopicLot {
             tiers: TIERS.iter().map(|(tier, _)| spec(format!("{base}.{kind}.{tier}"))).collect(),
             dead: spec(format!("{base}.dead")),
@@ -99,7 +99,10 @@ impl TopicLot {
             for tier in &self.tiers {
                 self.provider.ensure(tier, std::slice::from_ref(&self.group_spec)).await?;
             }
-            self.provider.ensure(&self.dead, &[]).await.map(drop)
+            // Where nothing is kept but for a group, the dead need one to lie in.
+            let keeps = self.provider.capabilities(&self.dead).keeps_messages;
+            let groups = if keeps { &[] } else { std::slice::from_ref(&self.group_spec) };
+            self.provider.ensure(&self.dead, groups).await.map(drop)
         };
         self.ensured.get_or_try_init(ensure).await.map(drop)
     }
@@ -115,6 +118,7 @@ impl TopicLot {
     /// As the provider's.
     pub async fn remove(&self) -> Result<()> {
         for topic in self.tiers.iter().chain([&self.dead]) {
+            self.provider.remove(Remove::Group(topic, &self.group_spec.name)).await?;
             self.provider.remove(Remove::Topic(topic)).await?;
         }
         Ok(())

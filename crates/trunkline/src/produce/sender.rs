@@ -45,7 +45,7 @@ struct Wait {
     done: Option<oneshot::Sender<Result<Position>>>,
     /// Whether an earlier try may have reached the broker.
     ambiguous: bool,
-    /// Why the last try failed.
+    /// Why the last try that was answered failed.
     last: Option<Error>,
 }
 
@@ -412,12 +412,10 @@ impl Shared {
         let until = waits.iter().map(|wait| wait.deadline).max().unwrap_or_else(Instant::now);
         let sent = tokio::time::timeout_at(until.into(), self.provider.send(&self.topic, messages.clone())).await;
         let results = sent.unwrap_or_else(|_| {
-            let late = || SendError {
-                error: Error::new(Code::PublishFailed, "the broker did not confirm before the deadline").reason("timeout"),
-                retryable: true,
-                ambiguous: true,
-            };
-            waits.iter().map(|_| Err(late())).collect()
+            let late = || Error::new(Code::PublishFailed, "the broker did not confirm before the deadline").reason("timeout");
+            // Why an earlier try failed says more than that this one got no answer.
+            let why = |wait: &Wait| wait.last.clone().unwrap_or_else(late);
+            waits.iter().map(|wait| Err(SendError { error: why(wait), retryable: true, ambiguous: true })).collect()
         });
         // A provider has let go of the batch when it answers; after a deadline it may still hold it.
         (Batch { messages: Arc::unwrap_or_clone(messages), waits: std::mem::take(&mut flight.0) }, results)

@@ -62,6 +62,18 @@ pub struct TopicSpec {
     pub shards: u32,
     /// Whether the messages of a shard must be handed out in order to one owner.
     pub ordered: bool,
+    /// RabbitMQ: the exchange (`None`: one of the topic's own name).
+    pub exchange: Option<Arc<str>>,
+    /// RabbitMQ and Pub/Sub: the queue or subscription of the default group (`None`: named after the topic).
+    pub queue: Option<Arc<str>>,
+}
+
+impl TopicSpec {
+    /// A topic that is named by one name.
+    #[must_use]
+    pub fn new(name: impl Into<Arc<str>>, shards: u32, ordered: bool) -> Self {
+        TopicSpec { name: name.into(), shards, ordered, exchange: None, queue: None }
+    }
 }
 
 /// A group as the provider sees it.
@@ -367,6 +379,25 @@ pub fn stage(name: &'static str, since: Instant, result: Result<(), (Error, &str
     }
 }
 
+/// Tests a resolved config in stages without opening it, and ends before the deadline; `None` where only what is open can
+/// be tested ([`Provider::probe`]).
+///
+/// # Errors
+/// `CONFIG_INVALID`, `INPUT_INVALID` for what is wrong in the config itself.
+pub async fn test(config: &crate::config::ProviderConfig, deadline: Instant) -> Result<Option<Vec<Stage>>> {
+    use crate::config::ProviderConfig;
+    match config {
+        #[cfg(feature = "rabbitmq")]
+        ProviderConfig::RabbitMq(config) => Ok(Some(rabbitmq::probe(config, deadline).await)),
+        #[cfg(feature = "redis")]
+        ProviderConfig::Redis(config) => redis::Redis::test(config, deadline).await.map(Some),
+        _ => {
+            let _ = deadline;
+            Ok(None)
+        }
+    }
+}
+
 /// Opens the connection of a resolved config. This and [`crate::config::ProviderConfig`] are the one list of providers.
 ///
 /// # Errors
@@ -382,10 +413,21 @@ pub async fn open(config: &crate::config::ProviderConfig, data: &std::path::Path
         ProviderConfig::Nats(config) => Ok(Arc::new(nats::Nats::open(config, nats::Options::default()).await?)),
         #[cfg(feature = "pubsub")]
         ProviderConfig::GooglePubSub(config) => Ok(Arc::new(pubsub::PubSub::open(config, pubsub::Options::default()).await?)),
+        #[cfg(feature = "rabbitmq")]
+        ProviderConfig::RabbitMq(config) => Ok(Arc::new(rabbitmq::RabbitMq::open(config.clone()).await?)),
         #[cfg(feature = "redis")]
         ProviderConfig::Redis(config) => Ok(Arc::new(redis::Redis::open(config).await?)),
         #[cfg(feature = "sqs")]
         ProviderConfig::AwsSqs(config) => Ok(Arc::new(sqs::Sqs::open(config, sqs::Options::default()).await?)),
+        #[cfg(not(all(
+            feature = "embedded",
+            feature = "kafka",
+            feature = "nats",
+            feature = "pubsub",
+            feature = "rabbitmq",
+            feature = "redis",
+            feature = "sqs"
+        )))]
         other => {
             other.kind().require_compiled_in()?;
             Err(Error::new(Code::CapabilityUnsupported, format!("{} cannot be opened by this version", other.kind().as_str())))

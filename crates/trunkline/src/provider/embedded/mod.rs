@@ -308,7 +308,7 @@ impl Handle {
     /// Writes to a topic of its own, and reads it back.
     async fn round_trip(&self) -> Result<(), Error> {
         let name: Arc<str> = format!("trunkline-probe-{}", uuid::Uuid::now_v7().simple()).into();
-        let spec = TopicSpec { name: Arc::clone(&name), shards: 1, ordered: false };
+        let spec = TopicSpec::new(Arc::clone(&name), 1, false);
         self.ensure(&spec, &[])?;
         let payload = bytes::Bytes::from_static(b"probe");
         let message = Outgoing { id: MessageId::now(), shard: None, key: None, headers: crate::Headers::new(), payload: payload.clone() };

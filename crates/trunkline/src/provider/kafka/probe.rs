@@ -94,14 +94,14 @@ async fn permitted(client: &Arc<Client<NoReports>>, properties: &Properties, con
 /// Whether there is a topic for canaries.
 async fn ensure(client: &Arc<Client<NoReports>>, cluster: &Cluster, config: &KafkaConfig, name: String) -> Result<bool> {
     let (asked, cluster, create, replication) = (Arc::clone(client), *cluster, config.common.create, config.replication);
-    let spec = TopicSpec { name: name.into(), shards: 1, ordered: false };
+    let spec = TopicSpec::new(name, 1, false);
     let done =
         blocking(client, move |_| topics::ensure_with(&asked, &cluster, &spec, create, replication, KEPT).map(|found| found.is_some()));
     done.await.map_err(|fault| error("the topic of the test cannot be created", &fault))
 }
 
 async fn round_trip(properties: &Properties, client: &Arc<Client<NoReports>>, name: String) -> Result<()> {
-    let spec = TopicSpec { name: name.into(), shards: 1, ordered: false };
+    let spec = TopicSpec::new(name, 1, false);
     let senders = Senders::new(properties.clone());
     let id = MessageId::now();
     let canary = Outgoing { id, shard: Some(0), key: None, headers: Headers::new(), payload: Bytes::from_static(b"canary") };

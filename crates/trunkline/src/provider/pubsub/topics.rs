@@ -277,7 +277,7 @@ mod tests {
     /// What cannot be seen on an emulator, which keeps no such settings.
     #[test]
     fn drift_is_seen() {
-        let topic = TopicSpec { name: "t".into(), shards: 1, ordered: false };
+        let topic = TopicSpec::new("t", 1, false);
         let never = Some(ExpirationPolicy { ttl: None });
         let good = Subscription { expiration_policy: never, ..Subscription::default() };
         assert!(drift(&topic, "s", &good).is_empty());

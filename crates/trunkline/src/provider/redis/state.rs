@@ -427,7 +427,7 @@ mod tests {
 
     fn lane(shard: u32, ordered: bool) -> Lane {
         let phase = if ordered { Phase::Idle } else { Phase::Reading };
-        let topic = TopicSpec { name: "t".into(), shards: 2, ordered };
+        let topic = TopicSpec::new("t", 2, ordered);
         Lane { phase, ..Lane::new(0, &topic, shard, "g") }
     }
 

@@ -125,7 +125,7 @@ mod tests {
             ("orders.fifo.billing.retry.10s", "orders_f-billing-retry-10s"),
             ("https://sqs.eu/1/orders.billing.dead", "https://sqs.eu/1/orders-billing-dead"),
         ] {
-            let topic = TopicSpec { name: name.into(), shards: 1, ordered: false };
+            let topic = TopicSpec::new(name, 1, false);
             assert_eq!(&*own(&topic).name, queue);
         }
     }

@@ -23,7 +23,7 @@ fn options(dir: &Path) -> Options {
 }
 
 fn topic(shards: u32) -> TopicSpec {
-    TopicSpec { name: "orders".into(), shards, ordered: true }
+    TopicSpec::new("orders", shards, true)
 }
 
 fn group(name: &str) -> GroupSpec {
