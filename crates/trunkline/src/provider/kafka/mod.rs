@@ -204,6 +204,7 @@ impl Provider for Kafka {
         Capabilities {
             durability: self.facts(topic).durability(),
             ordered_shards: topic.ordered,
+            broker_orders_keys: false,
             keeps_messages: true,
             native_delay_max_ms: 0,
             delivery_count: DeliveryCount::UpperBound,
