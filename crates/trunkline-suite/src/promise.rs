@@ -53,7 +53,7 @@ impl Site {
     #[must_use]
     pub fn on(server: &'static str) -> Site {
         let (kind, mut config) = match server {
-            "kafka" => ("KAFKA", json!({ "brokers": setting("KAFKA") })),
+            "kafka" => ("KAFKA", json!({ "brokers": [setting("KAFKA")] })),
             "rabbitmq" => ("RABBITMQ", json!({ "url": setting("RABBITMQ") })),
             "redis" => ("REDIS", json!({ "url": setting("REDIS") })),
             "sqs" => (
