@@ -65,8 +65,14 @@ pub(crate) struct Target {
     /// The config of the env.
     pub(crate) config: Value,
     /// Opens the client alone for a topic's name on the broker.
-    pub(crate) raw: Box<dyn Fn(String) -> futures_util::future::BoxFuture<'static, Result<Arc<dyn Raw>, Error>> + Send + Sync>,
+    pub(crate) raw: OpenRaw,
 }
+
+/// A client alone that is being opened.
+pub(crate) type Opening = futures_util::future::BoxFuture<'static, Result<Arc<dyn Raw>, Error>>;
+
+/// Opens the client alone for a topic.
+pub(crate) type OpenRaw = Box<dyn Fn(String) -> Opening + Send + Sync>;
 
 const EVENT: &str = "bench:messages";
 const HISTORIES: [&str; 2] = ["off", "metadata"];

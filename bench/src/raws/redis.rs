@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::setting;
 use crate::embedded::Error;
-use crate::network::{OnMessage, Raw, Target};
+use crate::network::{OnMessage, Opening, Raw, Target};
 
 const BATCH: usize = 1_000;
 
@@ -26,7 +26,7 @@ struct Redis {
 pub(super) fn target() -> Result<Target, Error> {
     let url = setting("REDIS")?;
     let config = json!({ "url": url });
-    let open = move |stream: String| -> futures_util::future::BoxFuture<'static, Result<Arc<dyn Raw>, Error>> {
+    let open = move |stream: String| -> Opening {
         let url = url.clone();
         Box::pin(async move {
             let client = Client::open(url)?;

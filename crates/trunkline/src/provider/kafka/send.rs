@@ -284,7 +284,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_producer_that_goes_fatal_is_replaced() {
         let cluster = MockCluster::new(1).expect("a cluster in this process");
-        let topic = TopicSpec { name: "orders".into(), shards: 1, ordered: true };
+        let topic = TopicSpec::new("orders", 1, true);
         cluster.create_topic(&topic.name, 1, 1).expect("a topic");
         let senders = Senders::new(properties(&cluster.bootstrap_servers()).await);
         assert!(senders.send(&topic, BATCH_BYTES, some(3)).await.iter().all(Result::is_ok));
