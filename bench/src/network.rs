@@ -72,13 +72,21 @@ pub(crate) struct Target {
 pub(crate) type Opening = futures_util::future::BoxFuture<'static, Result<Arc<dyn Raw>, Error>>;
 
 /// Opens the client alone for a topic.
-pub(crate) type OpenRaw = Box<dyn Fn(String) -> Opening + Send + Sync>;
+pub(crate) type OpenRaw = Box<dyn Fn(Place) -> Opening + Send + Sync>;
+
+/// A topic as it is called on the broker.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) topic: String,
+    /// RabbitMQ's exchange.
+    pub(crate) exchange: String,
+}
 
 const EVENT: &str = "bench:messages";
 const HISTORIES: [&str; 2] = ["off", "metadata"];
 
 /// An instance of its own with one topic on the broker, and the topic's name there.
-async fn open(target: &Target, dir: &std::path::Path, capture: &str, groups: &[String]) -> Result<(Trunkline, Env, String), Error> {
+async fn open(target: &Target, dir: &std::path::Path, capture: &str, groups: &[String]) -> Result<(Trunkline, Env, Place), Error> {
     let trunkline = Trunkline::builder().url(dir.to_string_lossy()).sdk("bench").single_host(true).open().await?;
     let tag = format!("b{}", &uuid::Uuid::now_v7().simple().to_string()[..20]);
     let broker = json!({ "name": "Bench", "tag": "bench", "envs": [{ "slug": "prd", "type": target.provider, "config": target.config }] });
@@ -92,8 +100,9 @@ async fn open(target: &Target, dir: &std::path::Path, capture: &str, groups: &[S
     for group in groups {
         env.create_group(EVENT, group, Start::Earliest).await?;
     }
-    let name = trunkline.catalog().route(&tag, "prd", &EVENT.parse()?)?.physical.name.clone();
-    Ok((trunkline, env, name))
+    let physical = trunkline.catalog().route(&tag, "prd", &EVENT.parse()?)?.physical.clone();
+    let exchange = physical.exchange.unwrap_or_else(|| physical.name.clone());
+    Ok((trunkline, env, Place { topic: physical.name, exchange }))
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Error> {
@@ -331,7 +340,7 @@ impl Part<'_> {
     }
 
     /// Removes what was made on the broker.
-    async fn end(&self, instances: Vec<(Trunkline, Env, String)>) {
+    async fn end(&self, instances: Vec<(Trunkline, Env, Place)>) {
         for (trunkline, env, _) in instances {
             let removed = match EVENT.parse() {
                 Ok(event) => trunkline.delete_topic(env.product_tag(), &event, Removal { purge: true, force: true }).await.map(drop),

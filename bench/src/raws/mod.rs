@@ -1,8 +1,12 @@
 //! The clients alone, as one who knows them writes them: everything in flight at once, a settle for each message, in batches
 //! where the protocol has them.
 
+#[cfg(feature = "kafka")]
+mod kafka;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
 #[cfg(feature = "redis")]
 mod redis;
 
@@ -18,6 +22,10 @@ fn setting(name: &str) -> Result<String, Error> {
 /// The target of this name.
 pub(crate) fn target(broker: &str) -> Result<Target, Error> {
     match broker {
+        #[cfg(feature = "kafka")]
+        "kafka" => kafka::target(),
+        #[cfg(feature = "rabbitmq")]
+        "rabbitmq" => rabbitmq::target(),
         #[cfg(feature = "redis")]
         "redis" => redis::target(),
         #[cfg(feature = "nats")]

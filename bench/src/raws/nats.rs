@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::setting;
 use crate::embedded::Error;
-use crate::network::{OnMessage, Opening, Raw, Target};
+use crate::network::{OnMessage, Opening, Place, Raw, Target};
 
 const BATCH: usize = 1_000;
 
@@ -23,8 +23,8 @@ struct Nats {
 pub(super) fn target() -> Result<Target, Error> {
     let (servers, user, pass) = (setting("NATS")?, setting("USER")?, setting("PASSWORD")?);
     let config = json!({ "servers": servers, "user": user, "pass": pass });
-    let open = move |topic: String| -> Opening {
-        let (servers, user, pass) = (servers.clone(), user.clone(), pass.clone());
+    let open = move |place: Place| -> Opening {
+        let (servers, user, pass, topic) = (servers.clone(), user.clone(), pass.clone(), place.topic);
         Box::pin(async move {
             let client = async_nats::ConnectOptions::with_user_and_password(user, pass).connect(servers).await?;
             Ok(Arc::new(Nats { context: jetstream::new(client), topic }) as Arc<dyn Raw>)

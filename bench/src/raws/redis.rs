@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::setting;
 use crate::embedded::Error;
-use crate::network::{OnMessage, Opening, Raw, Target};
+use crate::network::{OnMessage, Opening, Place, Raw, Target};
 
 const BATCH: usize = 1_000;
 
@@ -26,8 +26,8 @@ struct Redis {
 pub(super) fn target() -> Result<Target, Error> {
     let url = setting("REDIS")?;
     let config = json!({ "url": url });
-    let open = move |stream: String| -> Opening {
-        let url = url.clone();
+    let open = move |place: Place| -> Opening {
+        let (url, stream) = (url.clone(), place.topic);
         Box::pin(async move {
             let client = Client::open(url)?;
             let connection = client.get_multiplexed_async_connection().await?;
