@@ -128,7 +128,8 @@ impl Check {
             let Some(field) = fields.iter().find(|field| field.name == name || field.aliases.contains(&name.as_str())) else {
                 return Err(self.unknown(path, name, fields));
             };
-            if is_absent(value) {
+            // An empty `tls` asks for TLS as the system trusts: taken as nothing it would mean plain text.
+            if is_absent(value) && !(field.name == "tls" && value.is_object()) {
                 continue;
             }
             let path = join(path, field.name);

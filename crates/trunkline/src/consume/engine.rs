@@ -34,7 +34,7 @@ pub(crate) struct Options {
     pub(crate) grace: Duration,
     pub(crate) breaker: bool,
     pub(crate) ordered: bool,
-    /// The broker itself orders keys: a message with one is never acked to let it wait.
+    /// The broker itself orders keys: a message with one is never acked to let it wait, and no member owns a shard.
     pub(crate) never_wait: bool,
     pub(crate) prefetch: Prefetch,
     pub(crate) waits_per_second: f64,

@@ -65,7 +65,7 @@ impl<T: IntoVerdict, E: fmt::Display> IntoVerdict for Result<T, E> {
 pub struct Fence {
     /// The shard.
     pub shard: u32,
-    /// The number of the shard's ownership.
+    /// The number of the shard's ownership; 0 where the broker keeps the order of keys without owners (SQS, Pub/Sub).
     pub epoch: u64,
     /// The place in the shard.
     pub position: u64,

@@ -146,7 +146,12 @@ impl Engine {
                 headers: work.headers.clone(),
                 produced_at: work.produced_at,
                 session: work.headers.get(header::SESSION).and_then(|mark| serde_json::from_slice(mark).ok()).map(Arc::new),
-                fence: Fence { shard: work.position.shard, epoch: work.epoch, position: work.position.offset },
+                fence: Fence {
+                    shard: work.position.shard,
+                    // Without owners the position alone says which of two runs is later.
+                    epoch: if self.options.never_wait { 0 } else { work.epoch },
+                    position: work.position.offset,
+                },
                 signal: token.clone(),
             },
         }

@@ -141,10 +141,13 @@ fn step(db: &Connection) -> Result<()> {
 
 /// The version of the file; an error if it is newer, or not ours.
 pub(super) fn version(db: &Connection) -> Result<i64> {
-    let number = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0)).doing("read the store's version");
-    let (found, application) = (number("PRAGMA user_version")?, number("PRAGMA application_id")?);
+    // One statement, so that all three are of one moment: another process may be making the file right now.
+    const ALL: &str = "SELECT (SELECT user_version FROM pragma_user_version), (SELECT application_id FROM pragma_application_id),
+        (SELECT count(*) FROM sqlite_schema)";
+    let (found, application, tables): (i64, i64, i64) =
+        db.query_row(ALL, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).doing("read the store's version")?;
     check(found, application)?;
-    if application == 0 && number("SELECT count(*) FROM sqlite_schema")? > 0 && number("PRAGMA application_id")? == 0 {
+    if application == 0 && tables > 0 {
         return Err(damaged("it is a database of another program"));
     }
     Ok(found)
