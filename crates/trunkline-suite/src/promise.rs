@@ -96,14 +96,26 @@ impl Bed {
         Bed { env: trunkline.env("shop", "prd"), trunkline, dir, lot, site }
     }
 
-    /// Removes what it made on its server, and ends.
+    /// Ends, and removes what it made on its server: afterwards, since a server may keep a group that has members, also one
+    /// that stopped without a word a moment ago.
     ///
     /// # Panics
     /// If it cannot be removed.
     pub async fn clear(self) {
-        let how = trunkline::removal::Removal { purge: true, force: true };
-        self.trunkline.delete_broker("shop", "orders", how).await.unwrap();
+        let last = self.another().await;
         self.close().await;
+        let how = trunkline::removal::Removal { purge: true, force: true };
+        let end = tokio::time::Instant::now() + Duration::from_secs(60);
+        loop {
+            match last.trunkline.delete_broker("shop", "orders", how).await {
+                Ok(_) => break,
+                Err(error) if error.code() == trunkline::Code::InUse && tokio::time::Instant::now() < end => {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                Err(error) => panic!("what was made on the server cannot be removed: {error:?}"),
+            }
+        }
+        last.close().await;
     }
 
     /// With an unordered topic.
