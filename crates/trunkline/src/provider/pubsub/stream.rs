@@ -270,6 +270,8 @@ fn dead(failed: Failure, on: &Route) -> Error {
         Kind::Missing => Error::new(Code::GroupNotFound, "the subscription of the group does not exist any more")
             .detail("subscription", super::names::tail(&on.path))
             .with_retryable(true),
+        // By the provider's own close.
+        Kind::Other if failed.error.code() == Code::Closed => failed.error,
         Kind::Other => Error::new(Code::SubscribeFailed, failed.error.message())
             .with_retryable(false)
             .reason("refused")
