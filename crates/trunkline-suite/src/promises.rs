@@ -371,8 +371,8 @@ pub async fn an_env_moves_there_and_back(site: Site) {
     bed.clear().await;
 }
 
-/// So many messages while the server is killed and started again so often. Everything that was confirmed is handled; what it
-/// came to is printed.
+/// At least so many messages while the server is killed and started again so often: more, as long as it takes until the last
+/// restart is over. Everything that was confirmed is handled; what it came to is printed.
 ///
 /// # Panics
 /// If a confirmed message is lost, or the program does not go on after a restart.
@@ -383,14 +383,14 @@ pub async fn restarts(name: &'static str, messages: usize, restarts: usize) {
     bed.produce(0).await;
     seen_all(&seen, 1).await;
     let confirmed: Arc<Mutex<Vec<MessageId>>> = Arc::default();
-    let (next, unsure) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (next, unsure, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let callers: Vec<_> = (0..CALLERS)
         .map(|_| {
-            let (env, confirmed, next, unsure) = (bed.env.clone(), confirmed.clone(), next.clone(), unsure.clone());
+            let (env, confirmed, next, unsure, over) = (bed.env.clone(), confirmed.clone(), next.clone(), unsure.clone(), over.clone());
             tokio::spawn(async move {
                 loop {
                     let n = next.fetch_add(1, Ordering::SeqCst);
-                    if n >= messages {
+                    if n >= messages && over.load(Ordering::SeqCst) {
                         return;
                     }
                     match env.produce(EVENT, &json!({ "n": n })).await {
@@ -417,6 +417,7 @@ pub async fn restarts(name: &'static str, messages: usize, restarts: usize) {
         until("it goes on after the restart", async || confirmed.lock().len() > before.0 && seen.all().len() > before.1).await;
         returns.push(back.elapsed());
     }
+    over.store(true, Ordering::SeqCst);
     for caller in callers {
         caller.await.expect("a caller ends");
     }
