@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -199,10 +199,11 @@ async fn produce(args: &Args, base: &Path) -> Result<Vec<Cell>, Error> {
 pub(crate) async fn drain(env: &Env, count: u64, options: ConsumeOptions) -> Result<f64, Error> {
     let handled = Arc::new(AtomicU64::new(0));
     let all = Arc::new(tokio::sync::Notify::new());
-    let start = Instant::now();
+    let first = Arc::new(OnceLock::new());
     let consumer = {
-        let (handled, all) = (handled.clone(), all.clone());
+        let (handled, all, first) = (handled.clone(), all.clone(), first.clone());
         env.consume(EVENT, move |_: Raw, _| {
+            first.get_or_init(Instant::now);
             if handled.fetch_add(1, Ordering::Relaxed) + 1 >= count {
                 all.notify_one();
             }
@@ -212,7 +213,7 @@ pub(crate) async fn drain(env: &Env, count: u64, options: ConsumeOptions) -> Res
         .await?
     };
     all.notified().await;
-    let per_s = count as f64 / start.elapsed().as_secs_f64();
+    let per_s = count as f64 / first.get().map_or(0.0, |first| first.elapsed().as_secs_f64());
     consumer.close(Duration::from_secs(10)).await;
     Ok(per_s)
 }

@@ -2,8 +2,8 @@
 //!
 //! Both sides settle every message, have as many in flight, and take turns, so that a slow minute meets both.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -36,6 +36,9 @@ pub(crate) struct Args {
     /// Callers at a time.
     #[arg(long, default_value_t = 1_000)]
     in_flight: usize,
+    /// Messages that a consumer of Trunkline has in hand; its own default if not given.
+    #[arg(long)]
+    prefetch: Option<usize>,
     /// Messages per second of the latency part.
     #[arg(long, default_value_t = 1_000)]
     rate: u64,
@@ -173,8 +176,10 @@ impl Part<'_> {
         let base = tempfile::tempdir()?;
         let mut sides: [Side; 3] = Default::default();
         let mut instances = Vec::new();
+        // A queue on SQS belongs to one group, and a message goes to each: with the default group's alone both sides send once.
+        let groups = if self.target.provider == "AWS_SQS" { vec![] } else { vec!["bench".to_owned()] };
         for history in HISTORIES {
-            instances.push(open(self.target, &base.path().join(history), history, &["bench".to_owned()]).await?);
+            instances.push(open(self.target, &base.path().join(history), history, &groups).await?);
         }
         let raw = (self.target.raw)(instances[0].2.clone()).await?;
         for (_, env, _) in &instances {
@@ -214,7 +219,8 @@ impl Part<'_> {
         ])
     }
 
-    /// Every run has a group of its own on one topic that is filled once, so that all read the same messages.
+    /// Every run has a group of its own on one topic that is filled once, so that all read the same messages. From the first
+    /// message on: how long a member takes to join a group is the broker's.
     async fn consume(&self) -> Result<Vec<Cell>, Error> {
         let base = tempfile::tempdir()?;
         let names = |side: &str| (0..self.args.runs).map(|n| format!("{side}{n}")).collect::<Vec<_>>();
@@ -241,11 +247,17 @@ impl Part<'_> {
                 let per_s = if at == 0 {
                     let group = instances[0].0.catalog().route(instances[0].1.product_tag(), "prd", &EVENT.parse()?)?;
                     let group = group.group_name(&format!("raw{run}"));
-                    let (left, start, count) = (AtomicU64::new(self.count), Instant::now(), self.count);
-                    raw.consume(&group, Arc::new(move |_| left.fetch_sub(1, Ordering::Relaxed) > 1)).await?;
-                    count as f64 / start.elapsed().as_secs_f64()
+                    let (left, first) = (AtomicU64::new(self.count), Arc::new(OnceLock::new()));
+                    let start = first.clone();
+                    let on = move |_: &[u8]| {
+                        start.get_or_init(Instant::now);
+                        left.fetch_sub(1, Ordering::Relaxed) > 1
+                    };
+                    raw.consume(&group, Arc::new(on)).await?;
+                    self.count as f64 / first.get().map_or(0.0, |first: &Instant| first.elapsed().as_secs_f64())
                 } else {
-                    let options = ConsumeOptions { group: Some(format!("ours{run}")), ..ConsumeOptions::default() };
+                    let group = Some(format!("ours{run}"));
+                    let options = ConsumeOptions { group, prefetch: self.args.prefetch, ..ConsumeOptions::default() };
                     crate::embedded::drain(&instances[at - 1].1, self.count, options).await?
                 };
                 side.runs.push(per_s);
@@ -303,6 +315,19 @@ impl Part<'_> {
                     Ok(())
                 }))
             };
+            // The first message pays for what is made then; it is not counted.
+            let mut first = load::payload(self.size, 0).to_vec();
+            first[..8].copy_from_slice(&0_u64.to_le_bytes());
+            if at == 0 {
+                raw.produce(first.into()).await?;
+            } else {
+                instance.1.produce_raw(EVENT, first).await?;
+            }
+            let until = Instant::now() + Duration::from_secs(30);
+            while times.lock().is_empty() && Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            times.lock().clear();
             let mut tick = tokio::time::interval(Duration::from_secs(1) / u32::try_from(self.args.rate).unwrap_or(1_000));
             for n in 0..count {
                 tick.tick().await;

@@ -69,7 +69,7 @@ EOF
       scram+=(--add-scram "$mechanism=[name=$LIMITED_USER,password=$limited]")
     done
     rm -rf "$STATE/data"
-    kafka_java kafka.tools.StorageTool format --standalone -t "$(openssl rand 16 | basenc --base64url | tr -d =)" \
+    kafka_java kafka.tools.StorageTool format --standalone "--cluster-id=$(openssl rand 16 | basenc --base64url | tr -d =)" \
       -c "$STATE/server.properties" "${scram[@]}" > "$STATE/format.log" 2>&1 || { cat "$STATE/format.log" >&2; die "kafka: format failed"; }
   fi
   COMMAND=(java -Xms128m -Xmx512m "-Djava.io.tmpdir=$STATE/tmp" "-XX:ErrorFile=$STATE/hs_err_%p.log"

@@ -4,9 +4,10 @@
 needs() {
   printf 'java openjdk-17-jre-headless\n'
   [ -d "$(jars_dir sqs)" ] || printf 'mvn maven\n'
+  [ -d "$(python_dir sqs)" ] || printf 'pip3 python3-pip\n'
 }
 check() { check_java; }
-fetch() { fetch_jars sqs; }
+fetch() { fetch_jars sqs && fetch_python sqs; }
 version() {
   local jar
   for jar in "$(jars_dir sqs)"/elasticmq-server_2.13-*.jar; do jar=${jar##*_2.13-}; printf '%s' "${jar%.jar}"; done
@@ -36,5 +37,6 @@ settings() {
   setting SQS "http://127.0.0.1:$(port http)"
   setting SQS_REGION us-east-1
   setting SQS_ACCOUNT 000000000000
+  setting SQS_BOTO3 "$(python_dir sqs)"
   setting SQS_VERSION "ElasticMQ $(version)"
 }

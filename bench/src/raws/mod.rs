@@ -5,10 +5,14 @@
 mod kafka;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(feature = "pubsub")]
+mod pubsub;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "sqs")]
+mod sqs;
 
 use crate::embedded::Error;
 use crate::network::Target;
@@ -30,6 +34,10 @@ pub(crate) fn target(broker: &str) -> Result<Target, Error> {
         "redis" => redis::target(),
         #[cfg(feature = "nats")]
         "nats" => nats::target(),
+        #[cfg(feature = "pubsub")]
+        "pubsub" => pubsub::target(),
+        #[cfg(feature = "sqs")]
+        "sqs" => sqs::target(),
         other => Err(format!("no raw client for '{other}' is compiled in: `--features` of trunkline-bench names them").into()),
     }
 }

@@ -10,10 +10,15 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use trunkline::dead_letter::{DeadFilter, Reprocess};
+use trunkline::removal::Removal;
 use trunkline::{Code, ConsumeOptions, Context, MessageId};
 
 use crate::promise::{Bed, EVENT, Lot, Seen, Site, retries};
 use crate::server::{Act, Server};
+
+#[expect(dead_code, reason = "its `main` is for those who run it by hand")]
+#[path = "../../trunkline/examples/two_groups.rs"]
+mod two_groups;
 
 /// Longer than any server keeps what a dead member had in hand, and than what waits in a tier comes late.
 const LONG: Duration = Duration::from_secs(120);
@@ -32,6 +37,7 @@ macro_rules! promise_tests {
             keys_keep_their_order_across_members_with_failures_and_deaths,
             order_with_waits_is_kept_or_refused_without_a_store_that_all_share,
             each_group_gets_everything,
+            the_example_with_two_groups_runs_there_unchanged,
             an_idempotency_key_is_published_once,
             a_handler_may_take_longer_than_a_lease,
             one_poison_message_stops_nobody,
@@ -256,6 +262,23 @@ pub async fn each_group_gets_everything(site: Site) {
     for (_, seen) in &groups {
         until("the group has all", async || seen.all().into_iter().collect::<HashSet<_>>() == sent).await;
     }
+    bed.clear().await;
+}
+
+/// The example's own file, which names no broker: the env alone is another.
+///
+/// # Panics
+/// If one of its groups does not get every order.
+pub async fn the_example_with_two_groups_runs_there_unchanged(site: Site) {
+    let bed = Bed::on(site.clone(), Lot::Store, json!({})).await;
+    let (catalog, how) = (bed.trunkline.catalog(), Removal { purge: true, force: true });
+    let env = json!({ "slug": "prd", "type": site.kind, "config": site.config });
+    let broker = json!({ "name": "Order Events", "tag": "order-events", "envs": [env] });
+    catalog.create_broker(Some("my-product"), broker).await.expect("a broker");
+    let topic = json!({ "name": "Order Created", "tag": "order-events:order-created" });
+    catalog.create_topic(Some("my-product"), topic).await.expect("a topic");
+    two_groups::run(&bed.trunkline, "my-product", "prd").await.expect("both groups get every order");
+    bed.trunkline.delete_broker("my-product", "order-events", how).await.expect("it is removed");
     bed.clear().await;
 }
 

@@ -138,6 +138,7 @@ pub fn extend(kind: ProviderKind, base: &str, parts: &[&str]) -> String {
 }
 
 /// A name on RabbitMQ beside another, for what belongs to it: `@` stands in no part of a derived name.
+#[cfg(feature = "rabbitmq")]
 pub(crate) fn beside(name: &str, what: &str) -> String {
     fit(&format!("{name}.@{what}"), limit(ProviderKind::RabbitMq))
 }

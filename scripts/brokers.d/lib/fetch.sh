@@ -114,6 +114,28 @@ fetch_go() {
   ) 8>> "$CACHE/$folder.lock"
 }
 
+# python_dir FOLDER: where the packages of brokers.d/FOLDER/requirements.txt lie; PYTHONPATH for what uses them.
+python_dir() { printf '%s/%s-python-%s' "$CACHE" "$1" "$(sha256sum < "$HERE/$1/requirements.txt" | cut -c 1-12)"; }
+fetch_python() {
+  local folder=$1 target work log=$CACHE/$1-python.log
+  target=$(python_dir "$folder")
+  [ ! -d "$target" ] || return 0
+  (
+    flock -w 1800 8 || die "another pip run does not end ($CACHE/$folder-python.lock)"
+    [ ! -d "$target" ] || exit 0
+    say "$NAME: fetching packages with pip"
+    work=$(mktemp -d "$CACHE/.python.XXXXXX")
+    if ! PATH=$SEARCH_PATH timeout 600 python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
+      --target "$work/lib" -r "$HERE/$folder/requirements.txt" > "$log" 2>&1 < /dev/null; then
+      tail -n 5 "$log" >&2
+      rm -rf "$work"
+      die "the package index that pip is set up with did not give what $folder/requirements.txt names (see $log)"
+    fi
+    mv "$work/lib" "$target"
+    rm -rf "$work"
+  ) 8>> "$CACHE/$folder-python.lock"
+}
+
 # check_java, check_go: the version is what matters, not that there is one.
 check_java() {
   local have

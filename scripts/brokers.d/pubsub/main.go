@@ -2,8 +2,10 @@
 //
 //	pubsub -address 127.0.0.1:8085            serves
 //	pubsub -address 127.0.0.1:8085 -ask       asks a running server for its topics, and fails where it does not answer
+//	pubsub -address … -project P -publish TOPIC [-key K] [-attribute NAME=VALUE]… -data TEXT
+//	pubsub -address … -project P -receive SUBSCRIPTION [-count N]
 //
-// It keeps everything in memory.
+// It keeps everything in memory. The last two are the official client, as another program would use it.
 package main
 
 import (
@@ -31,22 +33,40 @@ func main() {
 	address := flag.String("address", "127.0.0.1:8085", "host and port")
 	ask := flag.Bool("ask", false, "ask the server there for its topics, then end")
 	streamTimeout := flag.Duration("stream-timeout", 0, "close each stream after this time, as the service does after half an hour; 0 is never")
+	project := flag.String("project", "", "the project of -publish and -receive")
+	toPublish := flag.String("publish", "", "publish one message to this topic, then end")
+	data := flag.String("data", "", "what -publish publishes")
+	key := flag.String("key", "", "the ordering key of -publish")
+	extra := attributes{}
+	flag.Var(extra, "attribute", "an attribute of -publish, NAME=VALUE")
+	toReceive := flag.String("receive", "", "receive from this subscription and print each message as JSON, then end")
+	count := flag.Int("count", 1, "how many messages -receive takes")
 	flag.Parse()
 
-	if *ask {
-		if err := listTopics(*address); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+	act := func() error { return listTopics(*address) }
+	switch {
+	case *toPublish != "":
+		act = func() error { return publish(*address, *project, *toPublish, *data, *key, extra) }
+	case *toReceive != "":
+		act = func() error { return receive(*address, *project, *toReceive, *count) }
+	case !*ask:
+		serve(*address, *streamTimeout)
 		return
 	}
+	if err := act(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func serve(address string, streamTimeout time.Duration) {
 
 	// The test server listens on a port of its own, which nobody is told. Ours serves the same state with the service's limit
 	// on requests, where gRPC's default is 4 MiB, with streams that keep their limits, and survives what kills the other.
 	state := &service{
-		GServer: &pstest.NewServerWithAddress("127.0.0.1:0").GServer, streamTimeout: *streamTimeout, out: map[string]*handed{},
+		GServer: &pstest.NewServerWithAddress("127.0.0.1:0").GServer, streamTimeout: streamTimeout, out: map[string]*handed{},
 	}
-	listener, err := net.Listen("tcp", *address)
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -1,6 +1,7 @@
-//! Clients that know nothing of Trunkline, both ways: plain calls of Pub/Sub's protocol.
+//! Clients that know nothing of Trunkline, both ways: plain calls of Pub/Sub's protocol, and Google's own client for Go.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::publisher_client::PublisherClient;
@@ -9,10 +10,12 @@ use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::{
     AcknowledgeRequest, PublishRequest, PubsubMessage, PullRequest, Subscription, Topic,
 };
 use serde_json::{Value, json};
+use tokio::process::Command;
 use tonic::transport::Channel;
 use trunkline::Headers;
 use trunkline::delivery::EnvelopeId;
 use trunkline::provider::{Outgoing, TopicSpec};
+use trunkline_suite::server::setting;
 
 use crate::{config, done, group, message, name, open, send, server, subscribe, take, topic};
 
@@ -99,4 +102,51 @@ async fn what_a_plain_client_produces_is_consumed() {
         }
     }
     assert!(places.is_sorted_by(|a, b| a < b), "{places:?}");
+}
+
+/// Runs Google's client for Go; what it prints.
+async fn google(project: &str, arguments: &[&str]) -> String {
+    let run = Command::new(setting("PUBSUB_PROGRAM")).args(["-address", &server(), "-project", project]).args(arguments).output();
+    let ended = tokio::time::timeout(Duration::from_secs(60), run).await.expect("it ends").unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    String::from_utf8(ended.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn googles_client_reads_what_was_produced() {
+    let project = name("project");
+    let provider = open(&config(&json!({ "projectId": project }))).await.unwrap();
+    let topic = TopicSpec { ordered: true, ..topic("orders") };
+    provider.ensure(&topic, &[group("theirs")]).await.unwrap();
+    let headers: Headers = [("tenant", "Grüße")].into_iter().collect();
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        let (key, headers) = (Some(Bytes::from_static(b"k-1")), headers.clone());
+        let sent = Outgoing { key, shard: Some(0), headers, ..message(format!("{{\"n\":{n}}}")) };
+        ids.push(send(&*provider, &topic, vec![sent]).await[0]);
+    }
+    let lines = google(&project, &["-receive", "orders.theirs", "-count", "3"]).await;
+    let came: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let wanted: Vec<Value> = (0..3)
+        .map(|n| {
+            let attributes = json!({ "tenant": "Grüße", "trunkline-id": ids[n].to_text() });
+            json!({ "data": format!("{{\"n\":{n}}}"), "attributes": attributes, "orderingKey": "k-1" })
+        })
+        .collect();
+    assert_eq!(came, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_googles_client_publishes_is_consumed() {
+    let project = name("project");
+    let provider = open(&config(&json!({ "projectId": project }))).await.unwrap();
+    let (topic, group) = (TopicSpec { ordered: true, ..topic("orders") }, group("ours"));
+    provider.ensure(&topic, std::slice::from_ref(&group)).await.unwrap();
+    google(&project, &["-publish", "orders", "-key", "k", "-attribute", "tenant=Grüße", "-data", "{\"from\":\"elsewhere\"}"]).await;
+    let subscription = subscribe(&*provider, &topic, &group).await.unwrap();
+    let got = take(&*subscription, 1).await;
+    assert_eq!((got[0].id, got[0].key.as_deref()), (EnvelopeId::Foreign, Some(&b"k"[..])));
+    assert_eq!(got[0].payload.as_deref(), Some(&b"{\"from\":\"elsewhere\"}"[..]));
+    assert_eq!(got[0].headers.get_str("tenant"), Some("Grüße"));
+    done(&*subscription, &got).await;
 }

@@ -1,14 +1,15 @@
-//! Beside other programs: a client that is not ours sends and receives, over SQS's older protocol.
+//! Beside other programs: a client that is not ours sends and receives, over SQS's older protocol; and AWS's own for Python.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::json;
+use tokio::process::Command;
 use trunkline::delivery::{Delivery, EnvelopeId, Settle};
 use trunkline::provider::{GroupSpec, Outgoing, Prefetch, Provider, Signal, Start, SubscribeOptions, Subscription, TopicSpec};
 use trunkline::{Headers, MessageId};
-use trunkline_suite::elasticmq::{connect, query};
+use trunkline_suite::elasticmq::{connect, endpoint, query};
 use trunkline_suite::server::setting;
 
 async fn prepared() -> (Arc<dyn Provider>, TopicSpec, GroupSpec, String) {
@@ -82,4 +83,36 @@ async fn a_foreign_client_reads_ours() {
     ] {
         assert!(answer.contains(part), "'{part}' is not in: {answer}");
     }
+}
+
+/// Runs a program on AWS's client for Python; what it prints.
+async fn boto(arguments: &[&str]) -> String {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sqs/boto.py");
+    let (endpoint, region) = (endpoint(), setting("SQS_REGION"));
+    let mut command = Command::new("python3");
+    command.env("PYTHONPATH", setting("SQS_BOTO3")).args([script, &endpoint, &region]).args(arguments);
+    let ended = tokio::time::timeout(Duration::from_secs(60), command.output()).await.expect("it ends").expect("python3 runs");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    String::from_utf8(ended.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boto3_and_trunkline_read_each_other() {
+    let (provider, topic, group, path) = prepared().await;
+    let queue = path.rsplit('/').next().unwrap();
+    let id = MessageId::now();
+    let headers = [("tenant", "Grüße")].into_iter().collect();
+    let ours = Outgoing { id, shard: None, key: Some(Bytes::from_static(b"k1")), headers, payload: Bytes::from_static(b"{\"n\":1}") };
+    provider.send(&topic, Arc::new(vec![ours])).await.remove(0).unwrap();
+    let came: serde_json::Value = serde_json::from_str(&boto(&["receive", queue]).await).unwrap();
+    let attributes = json!({ "tenant": "Grüße", "trunkline-id": id.to_text(), "trunkline-key": "k1" });
+    assert_eq!(came, json!({ "body": "{\"n\":1}", "attributes": attributes }));
+
+    boto(&["send", queue, "{\"from\":\"elsewhere\"}", "tenant=blue"]).await;
+    let options = SubscribeOptions { member: "test".into(), prefetch: Prefetch { count: 10, bytes: 1 << 20 } };
+    let member = provider.subscribe(std::slice::from_ref(&topic), &group, options).await.unwrap();
+    let theirs = one(&member).await;
+    assert_eq!((theirs.id, theirs.payload.as_deref()), (EnvelopeId::Foreign, Some(&b"{\"from\":\"elsewhere\"}"[..])));
+    assert_eq!(theirs.headers.get_str("tenant"), Some("blue"));
+    member.settle(&[(theirs.token, Settle::Done)]).await;
 }

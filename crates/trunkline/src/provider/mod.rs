@@ -16,6 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::capability::Capabilities;
+use crate::config::ProviderConfig;
 use crate::delivery::{Delivery, Position, Settle, Settled, Token};
 use crate::error::{Code, Error, Result};
 use crate::message::{Headers, MessageId, Millis};
@@ -384,8 +385,7 @@ pub fn stage(name: &'static str, since: Instant, result: Result<(), (Error, &str
 ///
 /// # Errors
 /// `CONFIG_INVALID`, `INPUT_INVALID` for what is wrong in the config itself.
-pub async fn test(config: &crate::config::ProviderConfig, deadline: Instant) -> Result<Option<Vec<Stage>>> {
-    use crate::config::ProviderConfig;
+pub async fn test(config: &ProviderConfig, deadline: Instant) -> Result<Option<Vec<Stage>>> {
     match config {
         #[cfg(feature = "rabbitmq")]
         ProviderConfig::RabbitMq(config) => Ok(Some(rabbitmq::probe(config, deadline).await)),
@@ -402,8 +402,9 @@ pub async fn test(config: &crate::config::ProviderConfig, deadline: Instant) -> 
 ///
 /// # Errors
 /// `CAPABILITY_UNSUPPORTED` naming the feature if the provider is not compiled in; else as the provider's.
-pub async fn open(config: &crate::config::ProviderConfig, data: &std::path::Path) -> Result<Arc<dyn Provider>> {
-    use crate::config::ProviderConfig;
+pub async fn open(config: &ProviderConfig, data: &std::path::Path) -> Result<Arc<dyn Provider>> {
+    #[cfg(not(feature = "embedded"))]
+    let _ = data;
     match config {
         #[cfg(feature = "embedded")]
         ProviderConfig::Embedded(config) => Ok(Arc::new(embedded::Embedded::open_config(config, data)?)),

@@ -352,6 +352,10 @@ impl Provider for Nats {
         }
     }
 
+    fn sends_at_once(&self) -> usize {
+        2
+    }
+
     async fn subscribe(&self, routes: &[TopicSpec], group: &GroupSpec, options: SubscribeOptions) -> Result<Arc<dyn Subscription>> {
         let link = self.shared.link().await?;
         routes.iter().try_for_each(|route| self.shared.check_order(route))?;

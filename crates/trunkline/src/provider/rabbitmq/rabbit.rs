@@ -119,6 +119,10 @@ impl Provider for RabbitMq {
         answers
     }
 
+    fn sends_at_once(&self) -> usize {
+        2
+    }
+
     async fn subscribe(&self, routes: &[TopicSpec], group: &GroupSpec, options: SubscribeOptions) -> Result<Arc<dyn Subscription>> {
         self.check_open()?;
         let (subscription, member) = RabbitSubscription::open(self.links.clone(), routes, group, options, self.options).await?;

@@ -230,6 +230,10 @@ impl Provider for Redis {
         if self.0.is_stream() { self.0.send_to_streams(topic, &batch).await } else { self.0.publish(topic, &batch).await }
     }
 
+    fn sends_at_once(&self) -> usize {
+        2
+    }
+
     async fn subscribe(&self, routes: &[TopicSpec], group: &GroupSpec, options: SubscribeOptions) -> Result<Arc<dyn Subscription>> {
         if self.0.is_stream() {
             Ok(Arc::new(subscription::StreamSubscription::open(&self.0, routes, &group.name, options).await?))
