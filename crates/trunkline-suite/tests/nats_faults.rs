@@ -30,6 +30,7 @@ static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 #[derive(Default)]
 struct Ledger {
     confirmed: Mutex<HashSet<MessageId>>,
+    /// Handed out, and settled as far as anyone can tell: an answer that did not come may mean that the server has it.
     settled: Mutex<HashSet<MessageId>>,
     /// Per shard, the offsets in the order they were handed out under one ownership.
     order: Mutex<HashMap<(u32, u64), Vec<u64>>>,
@@ -82,7 +83,7 @@ async fn consume(provider: Arc<dyn Provider>, topic: TopicSpec, group: GroupSpec
                 ledger.order.lock().entry((shard, epoch)).or_default().extend(items.iter().map(|item| item.position.offset));
                 let settles: Vec<_> = items.iter().map(|item| (item.token, Settle::Done)).collect();
                 for (item, settled) in items.iter().zip(subscription.settle(&settles).await) {
-                    if let (EnvelopeId::Id(id), Settled::Settled) = (item.id, settled) {
+                    if let (EnvelopeId::Id(id), Settled::Settled | Settled::Unknown) = (item.id, settled) {
                         ledger.settled.lock().insert(id);
                     }
                 }
