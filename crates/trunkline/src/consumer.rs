@@ -49,7 +49,8 @@ pub struct ConsumeOptions {
     pub from: Option<Start>,
     /// Dead letters are also produced to this event.
     pub dead_letter: Option<String>,
-    /// At most this many messages in hand; 1,000 by default.
+    /// At most this many messages in hand; 1,000 by default. Handled ones whose settle the broker has not answered yet are not
+    /// counted, up to as many again.
     pub prefetch: Option<usize>,
     /// At most this many bytes in hand (one message may pass it); by default, and at most, what all consumers of the
     /// instance may have in hand together, see [`Builder::in_hand_bytes`](crate::Builder::in_hand_bytes).

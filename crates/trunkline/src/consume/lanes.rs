@@ -101,6 +101,8 @@ pub(crate) struct Lanes {
     pub(crate) idle: usize,
     /// Received and not yet settled.
     pub(crate) count: usize,
+    /// How many of them only wait for the broker's answer to their settle.
+    pub(crate) settling: usize,
     pub(crate) bytes: usize,
     pub(crate) closing: bool,
     /// Shards being given up: nothing of them starts.
@@ -127,6 +129,7 @@ impl Lanes {
             running: 0,
             idle: 0,
             count: 0,
+            settling: 0,
             bytes: 0,
             closing: false,
             revoking: HashSet::new(),
@@ -197,9 +200,14 @@ impl Lanes {
         self.held_most = 0;
     }
 
+    /// How much of `most` is taken: what only waits for its settle's answer takes none, up to as many again.
+    pub(crate) fn taken(&self, most: usize) -> usize {
+        self.count.saturating_sub(self.settling.min(most))
+    }
+
     /// Whether there is room for nothing but what is held, and what is behind it.
     pub(crate) fn holds_only(&self, most: usize) -> bool {
-        self.count >= most && self.running == 0 && self.ready.is_empty()
+        self.taken(most) >= most && self.running == 0 && self.ready.is_empty()
     }
 
     /// Keeps it in flight until then. Its key stays busy.

@@ -126,14 +126,15 @@ impl Engine {
         let lanes = self.lanes.lock();
         let Prefetch { count, bytes } = self.options.prefetch;
         let stopped = (lanes.breaker.is_open() && lanes.ready() > 0) || self.health.is(Cause::StoreDown);
-        if lanes.count >= count || lanes.bytes >= bytes || stopped {
+        let taken = lanes.taken(count);
+        if taken >= count || lanes.bytes >= bytes || stopped {
             return Err(Full::Consumer);
         }
         let asked = self.hand.ask(wanted.min(bytes - lanes.bytes));
         match asked.bytes {
             0 if lanes.count > 0 => Err(Full::Process),
             0 => Ok((1, asked)),
-            _ => Ok((count - lanes.count, asked)),
+            _ => Ok((count - taken, asked)),
         }
     }
 

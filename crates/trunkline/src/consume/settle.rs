@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+
 use crate::consume::engine::Engine;
 use crate::consume::lanes::{Source, Work};
 use crate::consume::state::Cause;
@@ -13,6 +15,8 @@ use crate::store::{LotEntry, LotMessage, LotSettle, LotState};
 
 /// At most this many are settled in one turn.
 const TURN: usize = 4_096;
+/// At most this many turns wait for the broker's answer at a time: what finishes meanwhile need not wait for it.
+const ANSWERS: usize = 4;
 /// How long a write to the lot that failed is left alone.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -88,26 +92,34 @@ impl Engine {
     pub(crate) async fn settle_all(self: Arc<Self>) {
         let mut stalled: VecDeque<Finished> = VecDeque::new();
         let mut turn = Vec::new();
+        let mut acks = JoinSet::new();
         loop {
+            if acks.len() >= ANSWERS {
+                acks.join_next().await;
+            }
             {
                 let mut queue = self.finished.lock();
                 let n = queue.len().min(TURN);
                 turn.extend(queue.drain(..n));
             }
             if turn.is_empty() && stalled.is_empty() {
-                if self.settle_end.is_cancelled() {
+                if self.settle_end.is_cancelled() && acks.is_empty() {
                     return;
                 }
                 tokio::select! {
                     () = self.finished_some.notified() => {}
-                    () = self.settle_end.cancelled() => {}
+                    Some(_) = acks.join_next() => {}
+                    () = self.settle_end.cancelled(), if acks.is_empty() => {}
                 }
                 continue;
             }
             // What could not be written stays in front, so that a chain keeps its order.
             let mut all: Vec<Finished> = stalled.drain(..).collect();
             all.append(&mut turn);
-            let failed = self.settle_turn(all).await;
+            let (failed, written) = self.write(all).await;
+            if !written.is_empty() {
+                acks.spawn(self.clone().ack(written));
+            }
             if !failed.is_empty() {
                 if self.give_up.is_cancelled() {
                     // The deadline of the close has passed: they are not acked, so the broker hands them out again.
@@ -126,8 +138,8 @@ impl Engine {
         }
     }
 
-    /// Settles a turn; returns what could not be written to the store and must be tried again.
-    async fn settle_turn(&self, mut all: Vec<Finished>) -> Vec<Finished> {
+    /// What must be written before a turn is acked; returns what could not be written and must be tried again, and the rest.
+    async fn write(&self, mut all: Vec<Finished>) -> (Vec<Finished>, Vec<Finished>) {
         let mut failed = Vec::new();
         // 1. Dedupe: `done` after the handler and before the ack.
         if let Some(dedupe) = &self.dedupe {
@@ -205,11 +217,15 @@ impl Engine {
                 }
             }
         }
-        // 4. The ack.
+        (failed, all)
+    }
+
+    /// What follows the writes: the ack, then the record, and the hand is free.
+    async fn ack(self: Arc<Self>, all: Vec<Finished>) {
+        self.lanes.lock().settling += all.iter().filter(|finished| !matches!(finished.then, Then::Record)).count();
+        self.space.notify_one();
         self.settle_broker(&all).await;
-        // 5. The record, and the hand is free.
         self.leave(all);
-        failed
     }
 
     async fn settle_lot(&self, items: Vec<(u64, LotSettle)>) -> crate::Result<()> {
@@ -259,6 +275,7 @@ impl Engine {
             let mut lanes = self.lanes.lock();
             for finished in all {
                 if !matches!(finished.then, Then::Record) {
+                    lanes.settling -= 1;
                     lanes.gone(finished.shard, finished.size);
                     if let (Source::Lot(_), Some(lane), true) = (finished.source, finished.lane, !waits(&finished.then)) {
                         lanes.shorten_chain(finished.shard, lane);

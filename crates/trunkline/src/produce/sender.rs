@@ -4,7 +4,8 @@
 //! When it is confirmed the next one leaves first, and only then are the callers told: the broker does not wait for that.
 //! On ordered topics one batch is at the broker at a time, so that nothing overtakes a message that is sent again; on the
 //! others a batch that has grown as large as the one before leaves beside it, so that the broker does not wait for the
-//! sender to be woken.
+//! sender to be woken; and while only a few messages are at the broker, the next one leaves at once: it would wait for an
+//! answer that is none of its business.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +30,8 @@ use crate::tracker::Tracker;
 const BATCH: (usize, usize) = (4_096, 4 << 20);
 /// At least so many messages, or about so many bytes, are sent beside a batch that is at the broker.
 const ENOUGH: (usize, usize) = (64, 1 << 20);
+/// While fewer messages are at the broker, whatever comes is sent beside them.
+const FEW: usize = 16;
 /// What waits for a route is bounded: a produce beyond it waits for room.
 const QUEUE_BYTES: usize = 64 << 20;
 /// The pause before a failed message is sent again, growing from the first to the last.
@@ -310,16 +313,27 @@ impl Shared {
     async fn stream(&self, batch: Batch) -> Batch {
         let (mut again, mut early) = (Batch::default(), None);
         let mut flying = FuturesOrdered::new();
+        let mut there = batch.waits.len();
         flying.push_back(self.send(batch));
         loop {
             let all_well = again.is_empty();
+            let few = self.depth > 1 && there < FEW;
             let sent = match early.take() {
                 Some(sent) => Some(sent),
-                None if all_well && flying.len() < self.depth => tokio::select! {
+                None if all_well && (few || flying.len() < self.depth) => tokio::select! {
                     biased;
                     sent = flying.next() => sent,
                     () = self.enough.notified() => {
                         if let Some(next) = self.gather_enough() {
+                            there += next.waits.len();
+                            flying.push_back(self.send(next));
+                        }
+                        continue;
+                    }
+                    () = self.some.notified(), if few => {
+                        let next = self.gather();
+                        if !next.is_empty() {
+                            there += next.waits.len();
                             flying.push_back(self.send(next));
                         }
                         continue;
@@ -328,10 +342,13 @@ impl Shared {
                 None => flying.next().await,
             };
             let Some((batch, results)) = sent else { return again };
+            there -= batch.waits.len();
             let confirmed = results.len() == batch.waits.len() && results.iter().all(Result::is_ok);
             if confirmed && all_well {
-                let next = if flying.is_empty() { Some(self.gather()).filter(|next| !next.is_empty()) } else { self.gather_enough() };
+                let any = flying.is_empty() || (self.depth > 1 && there < FEW);
+                let next = if any { Some(self.gather()).filter(|next| !next.is_empty()) } else { self.gather_enough() };
                 if let Some(next) = next {
+                    there += next.waits.len();
                     flying.push_back(self.send(next));
                     if let Poll::Ready(sent) = futures_util::poll!(flying.next()) {
                         early = sent;

@@ -49,7 +49,9 @@ impl KafkaSubscription {
         session: Duration,
         connection: CancellationToken,
     ) -> Result<Self> {
-        let group = Group::new(Arc::clone(&spec.name), routes.to_vec(), properties.ear(), clients, options.prefetch.count);
+        // The core may have as many again on their way to be settled.
+        let in_hand = options.prefetch.count.saturating_mul(2);
+        let group = Group::new(Arc::clone(&spec.name), routes.to_vec(), properties.ear(), clients, in_hand);
         let group = Arc::new(group);
         let config = consumer_config(properties, routes, spec, options, session);
         let consumer = BaseConsumer::from_config_and_context(&config, Context(Arc::clone(&group)));
