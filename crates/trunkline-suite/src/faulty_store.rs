@@ -57,6 +57,10 @@ macro_rules! through {
                 self.0.close().await;
             }
 
+            async fn catalog_changed(&self) {
+                self.0.catalog_changed().await;
+            }
+
             $(async fn $name(&self, $($arg: $type),*) -> Result<$result> {
                 self.1.check()?;
                 self.0.$name($($arg),*).await

@@ -18,7 +18,11 @@ use crate::error::Result;
 use crate::event::Event;
 use crate::message::{Headers, MessageId, Millis};
 
+pub mod clock;
+mod common;
 pub mod datadir;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
@@ -440,6 +444,10 @@ pub trait Store: Send + Sync + Debug {
 
     /// Applies all changes or none, if the version is still `expected`; the new version, or `None` if another was faster.
     async fn catalog_write(&self, expected: u64, changes: Vec<DocChange>) -> Result<Option<u64>>;
+
+    /// Returns when another process may have changed the catalogue. It may never return where a store cannot tell, and may
+    /// miss a change: whoever waits here looks at [`Store::catalog_version`] now and then in any case.
+    async fn catalog_changed(&self);
 
     // lot
 

@@ -8,5 +8,5 @@
 pub(crate) mod pem;
 pub(crate) mod reach;
 pub(crate) mod slab;
-#[cfg(any(feature = "nats", feature = "pubsub", feature = "rabbitmq", feature = "redis", feature = "sqs"))]
+#[cfg(any(feature = "nats", feature = "postgres", feature = "pubsub", feature = "rabbitmq", feature = "redis", feature = "sqs"))]
 pub(crate) mod tls;

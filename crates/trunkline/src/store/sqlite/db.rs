@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::event::Event;
 use crate::message::{MessageId, Millis};
 use crate::store::Address;
+pub(super) use crate::store::common::{int, uint};
 
 /// A connection as jobs see it.
 pub(super) struct Db {
@@ -161,16 +162,6 @@ pub(super) fn begin_immediate(db: &Connection, deadline: Instant) -> Result<()> 
 /// Whether another connection is in the way.
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
-}
-
-/// A time or count as it is stored: numbers beyond 2^63 are cut, which no time and no count reaches.
-pub(super) fn int(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// The time or count of a stored number.
-pub(super) fn uint(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
 }
 
 /// A message id of a row.

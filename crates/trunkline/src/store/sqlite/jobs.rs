@@ -7,11 +7,7 @@ use super::db::{Db, int, uint};
 use super::errors::damaged;
 use crate::error::{Code, Error, Result};
 use crate::store::Job;
-
-/// How many results of a job are kept.
-pub(super) const RESULTS_MAX: usize = 1000;
-/// How long a job is kept after it last moved.
-const KEPT_MS: i64 = 30 * 24 * 3600 * 1000;
+use crate::store::common::{JOB_KEPT_MS, RESULTS_MAX};
 
 /// Inserts or replaces a job.
 ///
@@ -142,6 +138,6 @@ pub(super) fn sweep(db: &Db, limit: usize) -> Result<usize> {
     db.run(
         "drop old jobs",
         "DELETE FROM job WHERE id IN (SELECT id FROM job WHERE updated_at < ?1 AND state <> 'running' LIMIT ?2)",
-        params![db.wall() - KEPT_MS, int(limit as u64)],
+        params![db.wall() - JOB_KEPT_MS, int(limit as u64)],
     )
 }

@@ -31,19 +31,17 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::clock::Clock;
 use self::clock::StoreClock;
 use self::db::Db;
 use self::writer::Job as Work;
+pub use super::clock::Clock;
+use super::common::SWEEP_ROWS;
 use super::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
     LotFilter, LotRecord, LotSettle, Member, Scope, Store,
 };
 use crate::error::{Code, Error, Result};
 use crate::message::{MessageId, Millis};
-
-/// Rows that one step of [`Store::sweep`] removes, so that other writers get their turn in between.
-const SWEEP_ROWS: usize = 5_000;
 
 /// How a [`SqliteStore`] works.
 #[derive(Debug, Clone)]
@@ -195,6 +193,11 @@ impl Store for SqliteStore {
 
     async fn catalog_write(&self, expected: u64, changes: Vec<DocChange>) -> Result<Option<u64>> {
         self.write(changes.len(), move |db| catalog::write(db, expected, &changes)).await
+    }
+
+    async fn catalog_changed(&self) {
+        // Other processes are asked for by the version once a second: nothing of the file tells of a commit.
+        std::future::pending().await
     }
 
     async fn lot_put(&self, entries: Vec<LotEntry>) -> Result<()> {

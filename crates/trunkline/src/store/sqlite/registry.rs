@@ -8,10 +8,8 @@ use super::db::{Db, int, uint};
 use super::errors::damaged;
 use crate::error::Result;
 use crate::message::millis;
+use crate::store::common::MEMBER_KEPT_MS;
 use crate::store::{Address, Member};
-
-/// How long a member that went silent is kept.
-const MEMBER_KEPT_MS: i64 = 24 * 3600 * 1000;
 
 /// Takes or renews a lease; its epoch, or `None` if another holds it.
 pub(super) fn take(db: &Db, name: &str, owner: &str, ttl: Duration) -> Result<Option<u64>> {

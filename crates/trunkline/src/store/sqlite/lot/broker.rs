@@ -1,18 +1,15 @@
 //! What the store knows of a lot that lies on the broker: what is being handled, and what its dead topics say.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use rusqlite::params;
 
 use super::super::db::{Db, int, uint};
-use super::{DEAD, ERROR_MAX, SUSPECT, cut, edit_body, error_group, put};
+use super::{edit_body, put};
 use crate::error::Result;
 use crate::message::MessageId;
+use crate::store::common::{DEAD, ERROR_MAX, HAND_OVER_KEPT, SUSPECT, cut, error_group};
 use crate::store::{Address, LotEdit, LotEntry, LotRecord};
-
-/// How long a hand-over is remembered that no outcome was seen of: another host may have handled the message.
-const KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// Counts that messages are about to be handled.
 pub(in super::super) fn start(db: &Db, address: &Address, group: &Arc<str>, ids: &[MessageId], suspect: bool) -> Result<Vec<Option<u32>>> {
@@ -36,7 +33,7 @@ pub(in super::super) fn start(db: &Db, address: &Address, group: &Arc<str>, ids:
                 doing,
                 "INSERT INTO lot_start (target, id, count, expires_at) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT (target, id) DO UPDATE SET count = excluded.count, expires_at = excluded.expires_at",
-                params![target, &id.as_bytes()[..], before + 1, db.after(KEPT)],
+                params![target, &id.as_bytes()[..], before + 1, db.after(HAND_OVER_KEPT)],
             )?;
             Ok(Some(before + 1))
         })

@@ -6,9 +6,10 @@ use std::time::Duration;
 use rusqlite::params;
 
 use super::super::db::{Db, int, json_list, uint};
-use super::{SUSPECT, load};
+use super::load;
 use crate::error::Result;
 use crate::message::Millis;
+use crate::store::common::SUSPECT;
 use crate::store::{Address, LotEntry};
 
 /// Claims due entries of one group: without a chain, or the heads of chains of `shards`.

@@ -10,8 +10,9 @@ use rusqlite::types::Value;
 use rusqlite::{params, params_from_iter};
 
 use super::super::db::{Db, int, json_list, uint};
-use super::{DEAD, PUBLISH, WAITING, claim, cut, load, number};
+use super::{claim, load};
 use crate::error::Result;
+use crate::store::common::{DEAD, ERROR_GROUP_MAX, PUBLISH, WAITING, cut, is_word, number};
 use crate::store::{Address, DeadGroup, LotCounts, LotEntry, LotFilter};
 
 const FEW: usize = 64;
@@ -37,7 +38,7 @@ impl Rows {
             rows.and(" AND id IN (SELECT unhex(value) FROM json_each(?))", Value::Text(json_list(ids)));
         }
         if let Some(error) = &filter.error {
-            let error = cut(error, super::ERROR_GROUP_MAX).to_owned();
+            let error = cut(error, ERROR_GROUP_MAX).to_owned();
             if is_word(&error) {
                 rows.and(" AND (error_group = ?", Value::Text(error.clone()));
                 rows.and(" OR reason = ?)", Value::Text(error));
@@ -70,11 +71,6 @@ impl Rows {
             _ => "lot_state",
         }
     }
-}
-
-/// Whether a text may be one of the fixed reasons: then rows with that reason match too.
-fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
 }
 
 /// The targets that match; all if nothing of a target is asked for.

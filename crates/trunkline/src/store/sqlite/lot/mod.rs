@@ -20,40 +20,8 @@ use super::errors::{Doing, damaged};
 use crate::delivery::Position;
 use crate::error::Result;
 use crate::message::Headers;
+use crate::store::common::{DEAD, ERROR_MAX, HEADERS_FORMAT, PUBLISH, WAITING, cut, error_group, number};
 use crate::store::{LotEdit, LotEntry, LotMessage, LotSettle, LotState};
-
-/// How the headers in `lot_body` are encoded: 1 is [`Headers::encode`].
-const FORMAT: i64 = 1;
-/// The most bytes of an error that are kept,
-const ERROR_MAX: usize = 4096;
-/// and of its first line, which is indexed.
-const ERROR_GROUP_MAX: usize = 512;
-
-const WAITING: i64 = 0;
-const PUBLISH: i64 = 1;
-const DEAD: i64 = 2;
-
-/// What came to so many ends without an outcome is handed out alone; the index `lot_suspect` says the same.
-const SUSPECT: u32 = 2;
-
-fn number(state: LotState) -> i64 {
-    match state {
-        LotState::Waiting => WAITING,
-        LotState::Publish => PUBLISH,
-        LotState::Dead => DEAD,
-    }
-}
-
-/// `text` up to `max` bytes, at the end of a character.
-fn cut(text: &str, max: usize) -> &str {
-    &text[..text.floor_char_boundary(max)]
-}
-
-/// What an entry's failures are grouped by: the first line of its error, or its reason.
-fn error_group<'a>(error: Option<&'a str>, reason: Option<&'a str>) -> Option<&'a str> {
-    let line = error.and_then(|error| error.lines().map(str::trim).find(|line| !line.is_empty()));
-    line.or(reason).map(|line| cut(line, ERROR_GROUP_MAX))
-}
 
 /// Puts entries; those that are there already stay as they are.
 pub(super) fn put(db: &Db, entries: &[LotEntry]) -> Result<()> {
@@ -106,7 +74,7 @@ pub(super) fn put(db: &Db, entries: &[LotEntry]) -> Result<()> {
             .doing(doing)?;
         if put == 1 {
             let seq = db.conn.last_insert_rowid();
-            insert_body.execute(params![seq, FORMAT, message.key.as_deref(), headers, &message.payload[..]]).doing(doing)?;
+            insert_body.execute(params![seq, HEADERS_FORMAT, message.key.as_deref(), headers, &message.payload[..]]).doing(doing)?;
         }
     }
     Ok(())
@@ -205,7 +173,7 @@ fn edit_body(db: &Db, seq: i64, edit: &LotEdit) -> Result<()> {
     if let Some(headers) = &edit.headers {
         let mut bytes = Vec::new();
         headers.encode(&mut bytes);
-        db.run(doing, "UPDATE lot_body SET headers = ?2, format = ?3 WHERE seq = ?1", params![seq, bytes, FORMAT])?;
+        db.run(doing, "UPDATE lot_body SET headers = ?2, format = ?3 WHERE seq = ?1", params![seq, bytes, HEADERS_FORMAT])?;
     }
     db.run(
         doing,
@@ -257,7 +225,7 @@ fn entry(db: &Db, seq: i64, row: &rusqlite::Row<'_>) -> Result<LotEntry> {
         PUBLISH => LotState::Publish,
         _ => LotState::Dead,
     };
-    if get::<i64>(row, 14)? != FORMAT {
+    if get::<i64>(row, 14)? != HEADERS_FORMAT {
         return Err(damaged("the headers of an entry of the lot have an unknown format"));
     }
     let headers =

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use super::super::db::Db;
 use super::super::jobs;
 use super::find::{Order, seqs};
-use super::{DEAD, PUBLISH, WAITING, edit_body, load, rehead};
+use super::{edit_body, load, rehead};
 use crate::error::Result;
+use crate::store::common::{DEAD, PUBLISH, RESULTS_MAX, WAITING};
 use crate::store::{LotEdit, LotEntry, LotFilter, LotState};
 
 /// Sets up to `limit` dead letters back to waiting and moves the job's cursor, counters and results with them.
@@ -25,7 +26,7 @@ pub(in super::super) fn revive(db: &Db, job: &str, filter: &LotFilter, edit: Opt
     let entries = load(db, &found)?;
     progress.cursor = (*last).cast_unsigned();
     progress.done += entries.len() as u64;
-    let newest = entries.len().saturating_sub(jobs::RESULTS_MAX);
+    let newest = entries.len().saturating_sub(RESULTS_MAX);
     let results: Vec<Value> =
         entries[newest..].iter().map(|entry| json!({ "process_id": entry.message.id, "group": entry.group, "success": true })).collect();
     jobs::set_progress(db, job, progress, results)?;
