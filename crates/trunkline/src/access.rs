@@ -313,11 +313,6 @@ impl Access {
         Ok(())
     }
 
-    /// Whether the instance was opened with a key, which may expire.
-    pub(crate) fn has_key(&self) -> bool {
-        self.key.is_some()
-    }
-
     /// Whether this call is allowed.
     pub(crate) fn may(&self, call: Call) -> bool {
         self.allowed.load(Ordering::Acquire) & bit(call.permission()) != 0
