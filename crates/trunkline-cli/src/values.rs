@@ -115,6 +115,11 @@ pub fn json_input(field: &str, from: &str) -> Result<Value> {
     })
 }
 
+/// A word of a fixed list, as JSON has it.
+pub fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|_| "it is none of the words that the help names".into())
+}
+
 /// `ENV=VALUE`.
 pub fn by_env(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

@@ -5,7 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use trunkline::audit::{AuditEntry, AuditFilter, AuditRow};
 use trunkline::message::Millis;
+use trunkline::store::audit::AuditStore;
+use trunkline::store::keys::{KeyRow, KeyStore};
+use trunkline::store::secrets::{SecretChange, SecretRow, SecretStore};
 use trunkline::store::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
     LotFilter, LotRecord, LotSettle, Member, Scope, Store,
@@ -108,3 +112,32 @@ through! {
     jobs(product: &str) -> Vec<Job>;
     sweep() -> u64;
 }
+
+/// The same for a part of the contract that has nothing else.
+macro_rules! part {
+    ($part:ident { $($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)* }) => {
+        #[async_trait]
+        impl $part for FaultyStore {
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$result> {
+                self.1.check()?;
+                self.0.$name($($arg),*).await
+            })*
+        }
+    };
+}
+
+part!(SecretStore {
+    secrets() -> (u64, Vec<SecretRow>);
+    secrets_write(expected: u64, changes: Vec<SecretChange>, docs: Vec<DocChange>) -> Option<u64>;
+});
+
+part!(KeyStore {
+    keys() -> (u64, Vec<KeyRow>);
+    key_write(expected: u64, row: KeyRow) -> Option<u64>;
+});
+
+part!(AuditStore {
+    audit_append(entries: Vec<AuditEntry>) -> ();
+    audit_rows(filter: &AuditFilter, limit: usize, newest_first: bool) -> Vec<AuditRow>;
+    audit_head() -> (u64, [u8; 32]);
+});

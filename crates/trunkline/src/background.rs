@@ -6,11 +6,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::Call;
 use crate::consume::engine::Engine;
 use crate::consume::state::State;
 use crate::error::{Error, Result};
@@ -29,6 +31,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// How often the store forgets what its time is over for.
 const SWEEP: Duration = Duration::from_secs(60);
+/// What is in hand when the access key no longer holds has so long to be settled.
+const LEAVE: Duration = Duration::from_secs(30);
 /// A claimed publish that is not settled within this is claimed again.
 const CLAIM: Duration = Duration::from_secs(45);
 
@@ -50,21 +54,40 @@ impl Inner {
                 }
             });
         };
-        each(LOOK, |inner| {
-            Box::pin(async move {
-                if inner.catalog.refresh().await? {
-                    inner.apply_pauses();
-                    inner.follow_moves().await;
-                }
-                Ok(())
-            })
-        });
+        each(LOOK, |inner| Box::pin(async move { inner.follow_catalogue().await }));
+        each(LOOK, |inner| Box::pin(async move { inner.follow_connections().await }));
         each(LOOK, |inner| Box::pin(async move { inner.tend_moves().await }));
         each(HEARTBEAT, |inner| Box::pin(async move { inner.heartbeat().await }));
         each(SWEEP, |inner| Box::pin(async move { inner.sweep().await }));
         each(Duration::from_secs(5), |inner| Box::pin(async move { inner.adopt_jobs().await }));
         each(Duration::from_secs(5), |inner| Box::pin(async move { inner.tend_lots().await }));
         self.tasks.spawn(publish_delayed(Arc::downgrade(self), self.end.clone(), self.delayed.clone()));
+    }
+
+    /// Learns what other processes changed: catalogue, secrets, and whether the access key still holds. Without one that does,
+    /// the consumers of this process end.
+    pub(crate) async fn follow_catalogue(&self) -> Result<()> {
+        self.catalog.refresh().await?;
+        self.access.refresh().await?;
+        self.vault.refresh(self.catalog.version()).await?;
+        if !self.access.may(Call::Consume) {
+            for engine in self.engines.lock().drain(..).filter_map(|engine| engine.upgrade()) {
+                self.tasks.spawn(async move { engine.close(LEAVE).await });
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings groups and connections to what was learned, once for each version of the catalogue.
+    async fn follow_connections(self: &Arc<Self>) -> Result<()> {
+        let version = self.catalog.version();
+        if self.followed.load(Ordering::Acquire) != version {
+            self.vault.refresh(version).await?;
+            self.apply_pauses();
+            self.follow_moves().await;
+            self.followed.store(version, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Brings the consumers of this process to what the catalogue says of their groups.
@@ -173,7 +196,7 @@ impl Inner {
         engines.retain(|engine| engine.strong_count() > 0);
         let open = |engine: &Arc<Engine>| *engine.state().borrow() != State::Closed;
         for engine in engines.iter().filter_map(Weak::upgrade).filter(open) {
-            let (rate, last) = engine.pulse.beat(engine.settled.load(std::sync::atomic::Ordering::Relaxed)).unwrap_or((0.0, None));
+            let (rate, last) = engine.pulse.beat(engine.settled.load(Ordering::Relaxed)).unwrap_or((0.0, None));
             members.push(Member {
                 group: Some(engine.group.to_string()),
                 state: engine.state().borrow().text(),

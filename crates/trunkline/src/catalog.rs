@@ -31,9 +31,11 @@ pub use record::{
 };
 pub use route::{KnownGroup, RouteEntry};
 pub use seal::Seal;
+pub(crate) use seal::reseal_doc;
 pub use snapshot::Snapshot;
 pub use topic::TopicUpdate;
 
+use crate::access::{Access, Call};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::store::{DocChange, Store};
@@ -54,6 +56,8 @@ pub struct Catalog {
     /// One change at a time in this process: the store would refuse the others anyway.
     changing: Mutex<()>,
     changed: watch::Sender<u64>,
+    /// Who may change it, and what is written down of that.
+    access: Arc<Access>,
 }
 
 impl Catalog {
@@ -75,7 +79,13 @@ impl Catalog {
             version: AtomicU64::new(version),
             changing: Mutex::new(()),
             changed: watch::Sender::new(version),
+            access: Arc::new(Access::unguarded()),
         })
+    }
+
+    /// The same, with every change allowed and audited by `access`.
+    pub(crate) fn guarded(self, access: Arc<Access>) -> Self {
+        Catalog { access, ..self }
     }
 
     /// A copy in memory, to try changes on.
@@ -123,8 +133,18 @@ impl Catalog {
         self.changed.send_replace(version);
     }
 
+    /// A change that somebody asks for: allowed and audited.
+    async fn change<T: Send>(
+        &self,
+        call: Call,
+        target: &str,
+        work: impl Fn(&Snapshot) -> Result<(T, Vec<DocChange>)> + Send + Sync,
+    ) -> Result<T> {
+        self.access.audited(call, target, self.note(work)).await
+    }
+
     /// Works a change out on the newest snapshot and writes it; again from the start if another process was faster.
-    async fn change<T: Send>(&self, work: impl Fn(&Snapshot) -> Result<(T, Vec<DocChange>)> + Send + Sync) -> Result<T> {
+    async fn note<T: Send>(&self, work: impl Fn(&Snapshot) -> Result<(T, Vec<DocChange>)> + Send + Sync) -> Result<T> {
         let _one_at_a_time = self.changing.lock().await;
         for attempt in 0..ATTEMPTS {
             self.refresh().await?;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::access::Call;
 use crate::error::Result;
 use crate::provider::{Stage, stage};
 use crate::trunkline::Env;
@@ -27,9 +28,10 @@ impl Env {
     /// `PRODUCT_NOT_FOUND`, `BROKER_NOT_FOUND`, `BROKER_ENV_NOT_FOUND`, `STORE_FAILED`.
     pub async fn test_connection(&self, broker: &str) -> Result<ConnectionTest> {
         let inner = self.inner();
+        inner.access.allow(Call::ConnectionTest)?;
         let (kind, config) = inner.catalog.env_config(self.product_tag(), self.slug(), broker)?;
         let since = Instant::now();
-        let stages = match inner.test(kind, &config, since + WITHIN).await {
+        let stages = match inner.test((self.product_tag(), self.slug()), kind, &config, since + WITHIN).await {
             Ok(stages) => stages,
             Err(error) => {
                 let fix = error.detail_str("next").unwrap_or("check the config of this env").to_owned();

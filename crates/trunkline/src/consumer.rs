@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::access::Call;
 use crate::catalog::RouteEntry;
 use crate::consume::engine::{DeadLetterCopy, Dedupe, Engine, Options, Parts};
 use crate::consume::follow::{Follow, What};
@@ -339,6 +340,7 @@ impl Env {
 impl Env {
     pub(crate) async fn start_consumer<H: Handler>(&self, event: &str, options: ConsumeOptions, handler: H) -> Result<Consumer> {
         let inner = self.inner();
+        inner.access.allow(Call::Consume)?;
         let route = self.route(event).await?;
         let event = route.filed.address.event.clone();
         let what = What {
@@ -367,6 +369,7 @@ impl Env {
         handler: Arc<H>,
     ) -> Result<Arc<Engine>> {
         let inner = self.inner();
+        inner.access.allow(Call::Consume)?;
         let (entry, route) = if is_left {
             let route = inner.route_left(&entry).await?;
             (entry, route)

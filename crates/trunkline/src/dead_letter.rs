@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::access::Call;
 use crate::error::{Code, Error, Result};
 use crate::history::{Batch, Step};
 use crate::lot::topics::TopicLot;
@@ -96,10 +97,27 @@ impl Env {
     /// # Errors
     /// `STORE_FAILED`.
     pub async fn dead_letters(&self, filter: &DeadFilter, page: usize, limit: usize) -> Result<(Vec<LotEntry>, u64)> {
+        self.inner().access.allow(Call::DeadLetterRead)?;
         self.look_at_brokers(filter).await;
         let filter = self.lot_filter(filter);
         let offset = page.saturating_sub(1) * limit;
-        Ok((self.inner().store.lot_list(&filter, limit, offset, true).await?, self.inner().store.lot_count(&filter).await?))
+        let mut letters = self.inner().store.lot_list(&filter, limit, offset, true).await?;
+        let target = format!("{}/{}: a page of {} dead letters", self.product_tag(), self.slug(), letters.len());
+        self.open_letters(&mut letters, &target).await?;
+        Ok((letters, self.inner().store.lot_count(&filter).await?))
+    }
+
+    /// Leaves payloads in what is shown, and writes that down, if the caller may see them; else takes them out.
+    async fn open_letters(&self, letters: &mut [LotEntry], target: &str) -> Result<()> {
+        let access = &self.inner().access;
+        if letters.is_empty() {
+            return Ok(());
+        }
+        if access.may(Call::PayloadRead) {
+            return access.note(Call::PayloadRead, target, None).await;
+        }
+        letters.iter_mut().for_each(|letter| letter.message.payload = Bytes::new());
+        Ok(())
     }
 
     /// Dead letters grouped by error, most first.
@@ -107,6 +125,7 @@ impl Env {
     /// # Errors
     /// `STORE_FAILED`.
     pub async fn dead_groups(&self, filter: &DeadFilter) -> Result<Vec<DeadGroup>> {
+        self.inner().access.allow(Call::DeadLetterRead)?;
         self.look_at_brokers(filter).await;
         self.inner().store.lot_groups(&self.lot_filter(filter)).await
     }
@@ -116,6 +135,17 @@ impl Env {
     /// # Errors
     /// `MESSAGE_NOT_FOUND` if there is none.
     pub async fn dead_letter(&self, id: MessageId) -> Result<Vec<LotEntry>> {
+        self.inner().access.allow(Call::DeadLetterRead)?;
+        let mut letters = self.letters_of(id).await?;
+        self.open_letters(&mut letters, &self.letter_target(id)).await?;
+        Ok(letters)
+    }
+
+    fn letter_target(&self, id: MessageId) -> String {
+        format!("{}/{}/{id}", self.product_tag(), self.slug())
+    }
+
+    async fn letters_of(&self, id: MessageId) -> Result<Vec<LotEntry>> {
         let filter = DeadFilter { ids: vec![id], ..DeadFilter::default() };
         self.look_at_brokers(&filter).await;
         let filter = self.lot_filter(&filter);
@@ -139,8 +169,13 @@ impl Env {
         payload: Option<Bytes>,
         headers: Option<Headers>,
     ) -> Result<u64> {
+        let edited = self.edit_letters(id, group, payload, headers);
+        self.inner().access.audited(Call::DeadLetterEdit, &self.letter_target(id), edited).await
+    }
+
+    async fn edit_letters(&self, id: MessageId, group: Option<&str>, payload: Option<Bytes>, headers: Option<Headers>) -> Result<u64> {
         let mut edited = 0;
-        for mut entry in self.dead_letter(id).await? {
+        for mut entry in self.letters_of(id).await? {
             if group.is_some_and(|group| group != &*entry.group) {
                 continue;
             }
@@ -164,6 +199,23 @@ impl Env {
     /// # Errors
     /// `STORE_FAILED`.
     pub async fn discard_dead_letters(&self, filter: &DeadFilter) -> Result<u64> {
+        self.inner().access.audited(Call::DeadLetterDiscard, &self.filter_target(filter), self.discard_letters(filter)).await
+    }
+
+    /// Names what a filter is about.
+    fn filter_target(&self, filter: &DeadFilter) -> String {
+        let all = serde_json::to_value(filter).unwrap_or_default();
+        let given = all
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(_, value)| !value.is_null() && value.as_array().is_none_or(|ids| !ids.is_empty()));
+        let given: Vec<String> = given.map(|(name, value)| format!("{name}={value}")).collect();
+        let text = if given.is_empty() { "all".to_owned() } else { given.join(" ") };
+        format!("{}/{}: {}", self.product_tag(), self.slug(), text.chars().take(500).collect::<String>())
+    }
+
+    async fn discard_letters(&self, filter: &DeadFilter) -> Result<u64> {
         self.look_at_brokers(filter).await;
         let mut filter = self.lot_filter(filter);
         let mut gone = 0;
@@ -182,6 +234,15 @@ impl Env {
     /// # Errors
     /// `STORE_FAILED`.
     pub async fn reprocess(&self, what: Reprocess) -> Result<Reprocessed> {
+        if what.dry_run {
+            self.inner().access.allow(Call::DeadLetterRead)?;
+            return self.reprocess_now(what).await;
+        }
+        let target = self.filter_target(&what.filter);
+        self.inner().access.audited(Call::DeadLetterReprocess, &target, self.reprocess_now(what)).await
+    }
+
+    async fn reprocess_now(&self, what: Reprocess) -> Result<Reprocessed> {
         let store = &self.inner().store;
         self.look_at_brokers(&what.filter).await;
         let matched = store.lot_count(&self.lot_filter(&what.filter)).await?;

@@ -1,10 +1,10 @@
 //! Consumer groups of a topic: how far behind they are, who works in them, and what can be done to them.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
+use crate::access::Call;
 use crate::error::{Code, Error, Result};
+use crate::members::SILENT;
 use crate::message::{Millis, now_ms};
 use crate::provider::{GroupSpec, Remove, Start};
 use crate::store::{LotCounts, Member, MemberRole};
@@ -51,10 +51,15 @@ impl Env {
     /// # Errors
     /// `TOPIC_NOT_FOUND` and the others of a route; `STORE_FAILED`.
     pub async fn groups(&self, event: &str) -> Result<Vec<GroupStatus>> {
+        self.inner().access.allow(Call::GroupRead)?;
+        self.group_statuses(event).await
+    }
+
+    pub(crate) async fn group_statuses(&self, event: &str) -> Result<Vec<GroupStatus>> {
         let route = self.route(event).await?;
         let inner = self.inner();
         let entry = inner.catalog.route(self.product_tag(), self.slug(), &route.filed.address.event)?;
-        let members = inner.store.members(Some(&route.filed.address), Duration::from_secs(10)).await?;
+        let members = inner.store.members(Some(&route.filed.address), SILENT).await?;
         let mut groups = Vec::with_capacity(entry.groups.len());
         for group in &entry.groups {
             let depth = match route.provider.depth(&route.topic, &group.physical).await {
@@ -88,6 +93,11 @@ impl Env {
     /// # Errors
     /// `TOPIC_NOT_FOUND` and the others of a route; `STORE_FAILED`.
     pub async fn delayed_publishes(&self, event: &str) -> Result<LotCounts> {
+        self.inner().access.allow(Call::GroupRead)?;
+        self.delayed_counts(event).await
+    }
+
+    pub(crate) async fn delayed_counts(&self, event: &str) -> Result<LotCounts> {
         let route = self.route(event).await?;
         self.inner().store.lot_counts(&route.filed.address, Some("")).await
     }
@@ -109,6 +119,7 @@ impl Env {
     /// # Errors
     /// `ALREADY_EXISTS`; `CAPABILITY_UNSUPPORTED` for a start the provider cannot keep.
     pub async fn create_group(&self, event: &str, group: &str, start: Start) -> Result<()> {
+        self.inner().access.allow(Call::GroupCreate)?;
         let route = self.route(event).await?;
         let inner = self.inner();
         crate::event::check_tag("group", group)?;
@@ -126,6 +137,7 @@ impl Env {
     /// # Errors
     /// `GROUP_NOT_FOUND`; `IN_USE` while it has live members, unless `force`.
     pub async fn delete_group(&self, event: &str, group: &str, force: bool) -> Result<()> {
+        self.inner().access.allow(Call::GroupDelete)?;
         let status = self.group(event, group).await?;
         if !force && !status.members.is_empty() {
             return Err(Error::new(Code::InUse, format!("group '{group}' has {} live members", status.members.len()))
@@ -144,6 +156,7 @@ impl Env {
     /// # Errors
     /// `GROUP_NOT_FOUND`.
     pub async fn pause_group(&self, event: &str, group: &str, paused: bool) -> Result<()> {
+        self.inner().access.allow(Call::GroupPause)?;
         self.group(event, group).await?;
         let inner = self.inner();
         inner.catalog.pause_group(self.product_tag(), &event.parse()?, group, paused).await?;
@@ -156,10 +169,14 @@ impl Env {
     /// # Errors
     /// `GROUP_NOT_FOUND`; `CAPABILITY_UNSUPPORTED` where the provider keeps no messages.
     pub async fn seek_group(&self, event: &str, group: &str, to: &Start) -> Result<()> {
-        self.group(event, group).await?;
-        let route = self.route(event).await?;
         let inner = self.inner();
-        let entry = inner.catalog.route(self.product_tag(), self.slug(), &route.filed.address.event)?;
-        route.provider.seek(&route.topic, &entry.group_name(group), to).await
+        let sought = async {
+            self.group(event, group).await?;
+            let route = self.route(event).await?;
+            let entry = inner.catalog.route(self.product_tag(), self.slug(), &route.filed.address.event)?;
+            route.provider.seek(&route.topic, &entry.group_name(group), to).await
+        };
+        let target = format!("{}/{}/{event}/{group}", self.product_tag(), self.slug());
+        inner.access.audited(Call::GroupSeek, &target, sought).await
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::Access;
 use crate::background::publish_from_topics;
 use crate::catalog::{Catalog, RouteEntry};
 use crate::config::{ProviderConfig, ProviderKind};
@@ -28,6 +29,7 @@ use crate::policy::{LotPlace, Schedule, Wishes, plan};
 use crate::produce::sender::Sender;
 use crate::provider::{GroupSpec, Provider, Stage, Start};
 use crate::route::Route;
+use crate::secret::Vault;
 use crate::store::{Address, Scope, Store};
 use crate::tracker::Tracker;
 
@@ -58,6 +60,8 @@ pub(crate) struct Inner {
     /// Since when nothing waits for a group on a server that is being left.
     pub(crate) quiet: Mutex<HashMap<Quiet, Instant>>,
     opening: tokio::sync::Mutex<()>,
+    /// The catalogue's version that open connections were brought to.
+    pub(crate) followed: AtomicU64,
     closed: std::sync::atomic::AtomicBool,
 }
 
@@ -91,6 +95,8 @@ impl fmt::Debug for Inner {
 pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) catalog: Catalog,
+    pub(crate) access: Arc<Access>,
+    pub(crate) vault: Vault,
     pub(crate) tracker: Tracker,
     pub(crate) directory: PathBuf,
     pub(crate) single_host: bool,
@@ -119,6 +125,7 @@ impl Inner {
             fading: Mutex::default(),
             quiet: Mutex::default(),
             opening: tokio::sync::Mutex::new(()),
+            followed: AtomicU64::new(parts.catalog.version()),
             closed: std::sync::atomic::AtomicBool::new(false),
             parts,
         })
@@ -165,11 +172,14 @@ impl Inner {
             Err(error) => return Err(self.catalog.list_brokers(product).err().unwrap_or(error)),
         };
         let entry = self.catalog.route(product, env, &event)?;
-        if let Some(route) = self.routes.read().get(&entry.address).filter(|route| route.epoch == entry.epoch) {
+        self.vault.refresh(self.catalog.version()).await?;
+        let connection = self.connection_of(&entry)?;
+        let is_it = |route: &&Arc<Route>| route.epoch == entry.epoch && route.connection == connection;
+        if let Some(route) = self.routes.read().get(&entry.address).filter(is_it) {
             return Ok(route.clone());
         }
         let _one = self.opening.lock().await;
-        if let Some(route) = self.routes.read().get(&entry.address).filter(|route| route.epoch == entry.epoch) {
+        if let Some(route) = self.routes.read().get(&entry.address).filter(is_it) {
             return Ok(route.clone());
         }
         let route = self.open_and_tend(&entry).await?;
@@ -192,16 +202,21 @@ impl Inner {
     pub(crate) async fn route_left(self: &Arc<Self>, entry: &RouteEntry) -> Result<Arc<Route>> {
         self.check_open()?;
         let key = (entry.address.clone(), entry.epoch);
+        self.vault.refresh(self.catalog.version()).await?;
+        let connection = self.connection_of(entry)?;
+        let is_it = |route: &&Arc<Route>| route.epoch == entry.epoch && route.connection == connection;
         let _one = self.opening.lock().await;
-        if let Some(route) = self.left.lock().get(&key) {
+        if let Some(route) = self.left.lock().get(&key).filter(is_it) {
             return Ok(route.clone());
         }
-        let now = self.routes.read().get(&entry.address).filter(|route| route.epoch == entry.epoch).cloned();
+        let now = self.routes.read().get(&entry.address).filter(is_it).cloned();
         let route = match now {
             Some(route) => route,
             None => self.open_and_tend(entry).await?,
         };
-        self.left.lock().insert(key, route.clone());
+        if let Some(old) = self.left.lock().insert(key, route.clone()) {
+            self.fading.lock().push(old.provider.clone());
+        }
         Ok(route)
     }
 
@@ -244,7 +259,9 @@ impl Inner {
     }
 
     async fn open_route(&self, entry: &RouteEntry) -> Result<Route> {
-        let provider = self.provider(entry.kind, &entry.config).await?;
+        let connection = self.connection_of(entry)?;
+        let Address { product, env, .. } = &entry.address;
+        let provider = self.provider((product, env), entry.kind, &entry.config).await?;
         let topic = entry.topic_spec();
         let capabilities = provider.capabilities(&topic);
         let retention = entry.topic.retention.unwrap_or_default();
@@ -284,6 +301,7 @@ impl Inner {
             lots: Mutex::default(),
             pulse: crate::background::Pulse::default(),
             epoch: entry.epoch,
+            connection,
         })
     }
 
@@ -315,10 +333,25 @@ impl Inner {
         plan(&wishes, capabilities)
     }
 
-    /// The connection of a config, opened on its first use.
-    pub(crate) async fn provider(&self, kind: ProviderKind, config: &serde_json::Value) -> Result<Arc<dyn Provider>> {
+    /// Tells the connection of a route from the one it had before its config or a secret in it changed. What lies in memory
+    /// would be lost with its connection, so that one never changes.
+    pub(crate) fn connection_of(&self, entry: &RouteEntry) -> Result<u64> {
+        let Address { product, env, .. } = &entry.address;
+        let resolved = self.vault.resolve(product, env, &entry.config)?;
+        let in_memory = entry.kind == ProviderKind::Embedded && resolved.get("memory") == Some(&serde_json::Value::Bool(true));
+        Ok(if in_memory { 0 } else { xxhash_rust::xxh3::xxh3_64(resolved.to_string().as_bytes()) })
+    }
+
+    /// The connection of a config in an env of a product, opened on its first use.
+    pub(crate) async fn provider(
+        &self,
+        (product, env): (&str, &str),
+        kind: ProviderKind,
+        config: &serde_json::Value,
+    ) -> Result<Arc<dyn Provider>> {
         kind.require_compiled_in()?;
-        let resolved = crate::secret::resolve(config)?;
+        self.vault.refresh(self.catalog.version()).await?;
+        let resolved = self.vault.resolve(product, env, config)?;
         let config = ProviderConfig::parse(kind, &resolved)?;
         let key = (kind, resolved.to_string());
         let mut providers = self.providers.lock().await;
@@ -334,13 +367,20 @@ impl Inner {
     }
 
     /// Tests a config in stages, by the deadline. What cannot be tested before it is open, is opened.
-    pub(crate) async fn test(&self, kind: ProviderKind, config: &serde_json::Value, deadline: Instant) -> Result<Vec<Stage>> {
+    pub(crate) async fn test(
+        &self,
+        (product, env): (&str, &str),
+        kind: ProviderKind,
+        config: &serde_json::Value,
+        deadline: Instant,
+    ) -> Result<Vec<Stage>> {
         kind.require_compiled_in()?;
-        let parsed = ProviderConfig::parse(kind, &crate::secret::resolve(config)?)?;
+        self.vault.refresh(self.catalog.version()).await?;
+        let parsed = ProviderConfig::parse(kind, &self.vault.resolve(product, env, config)?)?;
         if let Some(stages) = crate::provider::test(&parsed, deadline).await? {
             return Ok(stages);
         }
-        let opened = tokio::time::timeout_at(deadline.into(), self.provider(kind, config)).await;
+        let opened = tokio::time::timeout_at(deadline.into(), self.provider((product, env), kind, config)).await;
         let opened = opened.map_err(|_| Error::new(Code::Timeout, "the broker did not answer in time"))?;
         Ok(opened?.probe(deadline).await)
     }

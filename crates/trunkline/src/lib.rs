@@ -36,13 +36,16 @@
 //!
 //! - Produce: [`Env::produce`], [`Env::produce_batch`]; what it promises and how it fails: [`produce`].
 //! - Consume: [`Env::consume`], [`Env::consume_batch`], [`Env::stream`]; verdicts: [`Verdict`]; options: [`ConsumeOptions`].
-//! - What became of messages: [`Env::message`], [`Env::messages`]; dead letters: [`dead_letter`]; replay: [`replay`].
+//! - What became of messages: [`Env::message`], [`Env::messages`], [`events`], [`stats`], [`dashboard`]; dead letters: [`dead_letter`]; replay: [`replay`].
 //! - Products, brokers, topics, groups: [`Catalog`], [`groups`].
+//! - Who may do what: [`access`], [`keys`], [`audit`]; credentials: [`secret`].
 //! - To add a provider: [`provider`].
 
 #[cfg(not(feature = "sqlite"))]
 compile_error!("trunkline needs a store: enable the feature `sqlite`");
 
+pub mod access;
+pub mod audit;
 mod background;
 mod breaker;
 pub mod capability;
@@ -53,15 +56,20 @@ pub mod config;
 pub mod connection;
 pub mod consume;
 mod consumer;
+pub mod dashboard;
 pub mod dead_letter;
 pub mod delivery;
 mod error;
 mod event;
+pub mod events;
 pub mod file;
 pub mod groups;
 pub mod history;
 mod inner;
+mod jobs;
+pub mod keys;
 pub mod lot;
+mod members;
 pub mod message;
 mod messages;
 mod moves;

@@ -26,12 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LEASE: Duration = Duration::from_secs(10);
 
 impl Inner {
-    /// Opens anew what this process produces to, where the catalogue says that it has moved: then the others see that
-    /// nothing comes to the old server from here.
+    /// Opens anew what this process produces to, where the catalogue says that it has moved, or where its config or a secret
+    /// in it changed: then the others see that nothing comes to the old server from here.
     pub(crate) async fn follow_moves(self: &Arc<Self>) {
         for route in self.open_routes() {
             let address = &route.filed.address;
-            let moved = self.catalog.route(&address.product, &address.env, &address.event).is_ok_and(|entry| entry.epoch != route.epoch);
+            let now = self.catalog.route(&address.product, &address.env, &address.event);
+            let stays = |entry: &RouteEntry| entry.epoch == route.epoch && self.connection_of(entry).is_ok_and(|of| of == route.connection);
+            let moved = now.is_ok_and(|entry| !stays(&entry));
             if moved && let Err(error) = self.route(&address.product, &address.env, address.event.as_str()).await {
                 tracing::warn!(%error, %address, "the server that the env leads to now cannot be opened");
             }

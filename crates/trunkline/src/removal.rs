@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::access::Call;
 use crate::catalog::{BrokerUpdate, BrokerView, LeftBehind, RouteEntry, TopicDoc};
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
 use crate::lot::topics::TopicLot;
+use crate::members::SILENT;
 use crate::policy::LotPlace;
 use crate::provider::{Provider, Remove};
 use crate::store::MemberRole;
@@ -37,6 +39,7 @@ impl Trunkline {
         if self.catalog().fetch_topic(product, event.as_str())?.is_none() {
             return self.catalog().delete_topic(product, event.as_str()).await;
         }
+        self.0.access.allow(Call::TopicDelete)?;
         self.remove_first(product, how, |of| of == event).await?;
         let topic = self.catalog().delete_topic(product, event.as_str()).await?;
         self.forget_routes(product, |of| of == event).await;
@@ -51,6 +54,7 @@ impl Trunkline {
         if self.catalog().fetch_broker(product, tag)?.is_none() {
             return self.catalog().delete_broker(product, tag).await;
         }
+        self.0.access.allow(Call::BrokerDelete)?;
         self.remove_first(product, how, |of| of.broker() == tag).await?;
         let broker = self.catalog().delete_broker(product, tag).await?;
         self.forget_routes(product, |of| of.broker() == tag).await;
@@ -84,7 +88,7 @@ impl Trunkline {
     /// What waits for a group on the server of a route, which may be one of the past.
     async fn depth_of(&self, entry: &RouteEntry, group: &str) -> Result<u64> {
         let asked = async {
-            let provider = self.0.provider(entry.kind, &entry.config).await?;
+            let provider = self.0.provider((&entry.address.product, &entry.address.env), entry.kind, &entry.config).await?;
             provider.depth(&entry.topic_spec(), group).await
         };
         match tokio::time::timeout(PATIENCE, asked).await {
@@ -99,8 +103,9 @@ impl Trunkline {
     /// Refuses what is in use, and purges what is asked for.
     async fn remove_first(&self, product: &str, how: Removal, concerns: impl Fn(&Event) -> bool) -> Result<()> {
         if !how.force {
-            let members = self.members(Some(MemberRole::Consumer)).await?;
-            let live = members.iter().filter(|member| &*member.address.product == product && concerns(&member.address.event)).count();
+            let members = self.0.store.members(None, SILENT).await?;
+            let consumers = members.iter().filter(|member| member.role == MemberRole::Consumer);
+            let live = consumers.filter(|member| &*member.address.product == product && concerns(&member.address.event)).count();
             if live > 0 {
                 return Err(Error::new(Code::InUse, format!("{live} live consumers use it"))
                     .next("stop them first (`trunkline groups list EVENT` shows them), or pass --force"));
@@ -110,7 +115,7 @@ impl Trunkline {
             // Every connection is opened first, so that a provider that cannot be reached leaves everything as it was.
             let mut opened = Vec::new();
             for entry in self.entries(product, concerns)? {
-                let provider = self.0.provider(entry.kind, &entry.config).await?;
+                let provider = self.0.provider((&entry.address.product, &entry.address.env), entry.kind, &entry.config).await?;
                 opened.push((provider, entry));
             }
             for (provider, entry) in opened {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::access::Call;
 use crate::error::{Code, Error, Result};
 use crate::history::Batch;
 use crate::history::{Record, Status};
@@ -43,7 +44,12 @@ impl Env {
     /// `MESSAGE_NOT_FOUND` (`details.reason: payload_not_kept` if only the payload is gone), `ALREADY_REPLAYED` and, for a
     /// message that is still pending or retrying, `INPUT_INVALID` — the last two unless `force`.
     pub async fn replay(&self, id: MessageId, how: Replay) -> Result<Replayed> {
-        let record = self.message(id).await?.ok_or_else(|| {
+        let target = format!("{}/{}/{id}", self.product_tag(), self.slug());
+        self.inner().access.audited(Call::Replay, &target, self.replay_now(id, how)).await
+    }
+
+    async fn replay_now(&self, id: MessageId, how: Replay) -> Result<Replayed> {
+        let record = self.record(id).await?.ok_or_else(|| {
             Error::new(Code::MessageNotFound, format!("no message {id} in {}/{}", self.product_tag(), self.slug()))
                 .field("eventId")
                 .next("list messages with `trunkline messages query`")

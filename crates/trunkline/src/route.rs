@@ -35,6 +35,8 @@ pub(crate) struct Route {
     pub(crate) pulse: crate::background::Pulse,
     /// The number of this configuration of the env.
     pub(crate) epoch: u64,
+    /// Changes with the config, and with the secrets in it.
+    pub(crate) connection: u64,
 }
 
 impl Route {

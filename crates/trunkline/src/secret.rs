@@ -8,10 +8,18 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
+mod keyring;
+mod manage;
+mod rekey;
 mod resolve;
+mod scope;
 mod seal;
 
+pub use keyring::Keyring;
+pub use manage::{SecretInput, SecretView, Secrets};
+pub use rekey::{NewMasterKey, Rekeyed};
 pub use resolve::resolve;
+pub(crate) use scope::Vault;
 pub use seal::{MASTER_KEY_ENV, MasterKey, SEALED_PREFIX, Sealer};
 
 /// What stands in the place of a secret wherever it would be seen.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::access::Call;
+use crate::dashboard::Looked;
 use crate::error::Result;
 use crate::groups::GroupStatus;
 use crate::history::{Counters, Gap, GroupStats, Percentiles, Rates, StatsQuery, Time, TopicStats};
@@ -109,24 +111,28 @@ impl Env {
     /// Figures of this env, or of the broker and topic that `query` names. Its product, env and group are not looked at.
     ///
     /// # Errors
-    /// `INPUT_INVALID` for a span that ends before it starts; `STORE_FAILED`. A broker that does not answer is no error.
+    /// `INPUT_INVALID` for a span that ends before it starts; `ACCESS_DENIED`, `STORE_FAILED`. A broker that does not answer
+    /// is no error.
     pub async fn stats(&self, query: StatsQuery) -> Result<Figures> {
+        self.inner().access.allow(Call::StatsRead)?;
         let (product, env) = (Some(self.product_tag().to_owned()), Some(self.slug().to_owned()));
         let query = StatsQuery { product, env, group: None, ..query };
+        self.figures(&query, &self.look(&query).await?).await
+    }
+
+    /// What happened, from the history, beside what waits now.
+    pub(crate) async fn figures(&self, query: &StatsQuery, looked: &[Looked]) -> Result<Figures> {
         let inner = self.inner();
         // What this process did a moment ago is counted too.
-        let past = inner.tracker.flushed().await?.stats(&query).await?;
+        let past = inner.tracker.flushed().await?.stats(query).await?;
         let mut topics: BTreeMap<String, TopicFigures> =
             past.topics.into_iter().map(|topic| (topic.event.clone(), figures(topic))).collect();
         let mut unreachable = Vec::new();
-        for event in self.events(&query)? {
-            let topic = topics.entry(event.clone()).or_insert_with(|| TopicFigures::new(&event));
-            match self.groups(&event).await {
+        for Looked { event, groups, .. } in looked {
+            let topic = topics.entry(event.clone()).or_insert_with(|| TopicFigures::new(event));
+            match groups {
                 Ok(groups) => groups.iter().for_each(|group| topic.meet(group)),
-                Err(error) => {
-                    tracing::debug!(%error, %event, "no depth");
-                    unreachable.push(event);
-                }
+                Err(_) => unreachable.push(event.clone()),
             }
         }
         let topics: Vec<TopicFigures> = topics.into_values().collect();
@@ -147,7 +153,7 @@ impl Env {
     }
 
     /// The events of the catalogue in this env that the query is about.
-    fn events(&self, query: &StatsQuery) -> Result<Vec<String>> {
+    pub(crate) fn events_of(&self, query: &StatsQuery) -> Result<Vec<String>> {
         let is = |want: &Option<String>, have: &str| want.as_ref().is_none_or(|want| want == have);
         let brokers = self.inner().catalog.list_brokers(self.product_tag())?;
         let here =

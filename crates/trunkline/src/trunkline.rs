@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 
+use crate::access::{ACCESS_KEY_ENV, Access, Call};
 use crate::catalog::Catalog;
 use crate::consume::shared::IN_HAND;
 use crate::error::{Code, Error, Result};
@@ -23,10 +24,10 @@ use crate::policy::LotPlace;
 use crate::produce::{Plain, ProduceOptions, Queued, Receipt, produce, try_plain};
 use crate::provider::Provider;
 use crate::route::Route;
-use crate::secret::Sealer;
+use crate::secret::{Secret, Vault};
 use crate::store::datadir::DataDir;
 use crate::store::sqlite::{Options as StoreOptions, SqliteStore};
-use crate::store::{Address, Member, MemberRole, Store};
+use crate::store::{Address, Store};
 use crate::tracker::Tracker;
 
 /// An open instance. Cheap to clone; [`Trunkline::close`] ends it.
@@ -83,15 +84,6 @@ impl Trunkline {
         self.0.tracker.history()
     }
 
-    /// Live producers and consumers of all processes.
-    ///
-    /// # Errors
-    /// `STORE_FAILED`.
-    pub async fn members(&self, role: Option<MemberRole>) -> Result<Vec<Member>> {
-        let members = self.0.store.members(None, Duration::from_secs(10)).await?;
-        Ok(members.into_iter().filter(|member| role.is_none_or(|role| role == member.role)).collect())
-    }
-
     /// Writes the history of what this process has done so far, so that every query sees it.
     ///
     /// # Errors
@@ -143,6 +135,7 @@ pub struct Builder {
     lot_on_broker: bool,
     wrap: Option<Wrap>,
     wrap_store: Option<WrapStore>,
+    access_key: Option<Secret>,
 }
 
 impl fmt::Debug for Builder {
@@ -182,6 +175,14 @@ impl Builder {
         self
     }
 
+    /// The access key that opens the workspace (default: the environment variable `TRUNKLINE_ACCESS_KEY`). A workspace
+    /// without keys accepts any.
+    #[must_use]
+    pub fn access_key(mut self, key: impl Into<String>) -> Self {
+        self.access_key = Some(Secret::new(key));
+        self
+    }
+
     /// For tests only: puts the lot on the broker although the embedded broker is of this host.
     #[doc(hidden)]
     #[must_use]
@@ -210,25 +211,33 @@ impl Builder {
     ///
     /// # Errors
     /// `STORE_FAILED`: there is no data directory (`trunkline init` makes one), it is damaged, newer or read-only.
+    /// `ACCESS_DENIED`: the workspace has access keys, and none was given that holds.
     pub async fn open(self) -> Result<Trunkline> {
         let directory = DataDir::find(self.url.as_deref())?;
         let mut store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path(), StoreOptions::default())?);
         if let Some(wrap) = &self.wrap_store {
             store = wrap(store);
         }
-        let sealer = Arc::new(Sealer::new(&directory.master_key()?));
-        let catalog = Catalog::open(store.clone(), sealer).await?;
+        let host = host_name();
+        let key = self.access_key.or_else(|| std::env::var(ACCESS_KEY_ENV).ok().filter(|key| !key.is_empty()).map(Secret::new));
+        let access = Arc::new(Access::open(store.clone(), key.as_ref(), &host).await?);
+        let keyring = Arc::new(directory.keyring()?);
+        let catalog = Catalog::open(store.clone(), keyring.clone()).await?.guarded(access.clone());
+        let vault = Vault::new(store.clone(), keyring);
+        vault.refresh(catalog.version()).await?;
         let tracker = Tracker::open(directory.path())?;
         let inner = Inner::new(Parts {
             store,
             catalog,
+            access,
+            vault,
             tracker,
             directory: directory.path().to_owned(),
             single_host: self.single_host,
             lot_on_broker: self.lot_on_broker,
             wrap: self.wrap,
             sdk: self.sdk.unwrap_or_else(|| "rust".into()),
-            host: host_name(),
+            host,
             in_hand: self.in_hand_bytes.unwrap_or(IN_HAND),
         });
         inner.start_background();
@@ -326,6 +335,7 @@ impl Env {
 
     /// Produces many messages of one event at once; a result for each, in order.
     pub async fn produce_batch(&self, event: &str, messages: Vec<(Bytes, ProduceOptions)>) -> Result<Vec<Result<Receipt>>> {
+        self.inner().access.allow(Call::Produce)?;
         let route = self.route(event).await?;
         let sent = messages.into_iter().map(|(payload, options)| self.produce_on(route.clone(), event, payload, options));
         Ok(futures_util::future::join_all(sent).await)
@@ -465,6 +475,7 @@ impl fmt::Debug for Progress<'_> {
 impl<'a> Produce<'a> {
     fn start(self) -> Result<Progress<'a>> {
         let Produce { env, event, mut payload, mut key, options } = self;
+        env.inner().access.allow(Call::Produce)?;
         if options.is_none()
             && payload.is_ok()
             && let routes = env.0.routes.load()

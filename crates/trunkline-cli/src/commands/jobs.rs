@@ -1,8 +1,7 @@
 //! `trunkline jobs`: long work, with its progress.
 
-use trunkline::message::now_ms;
+use trunkline::Result;
 use trunkline::store::Job;
-use trunkline::{Code, Error, Result};
 
 use crate::context::Ctx;
 use crate::output::{self, Table};
@@ -35,16 +34,10 @@ enum Verb {
 
 /// Runs one of them.
 pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
-    let store = ctx.trunkline().await?.store();
-    let find = async |id: &str| {
-        store.job_get(id).await?.ok_or_else(|| {
-            Error::new(Code::JobNotFound, format!("job '{}' does not exist", output::plain(id)))
-                .next("list them with `trunkline jobs list`")
-        })
-    };
+    let trunkline = ctx.trunkline().await?;
     match args.verb {
         Verb::List => {
-            let jobs = store.jobs(&ctx.product().await?).await?;
+            let jobs = trunkline.jobs(&ctx.product().await?).await?;
             ctx.show(&jobs, || {
                 let mut table = Table::new(["id", "kind", "state", "done", "failed", "skipped", "of", "created"]).or("no job yet");
                 for job in &jobs {
@@ -64,16 +57,11 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
             })
         }
         Verb::Show { id } => {
-            let job = find(&id).await?;
+            let job = trunkline.job(&id).await?;
             ctx.show(&job, || fields(&job))
         }
         Verb::Cancel { id } => {
-            let mut job = find(&id).await?;
-            if job.state == "running" {
-                job.state = "cancelled".into();
-                job.updated_at = now_ms();
-                store.job_put(&job).await?;
-            }
+            let job = trunkline.cancel_job(&id).await?;
             ctx.done(&job, format!("job {id} is {}: {} of {} done", job.state, output::count(job.done), output::count(job.matched)))
         }
     }

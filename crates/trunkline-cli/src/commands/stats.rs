@@ -37,8 +37,9 @@ pub struct Args {
     watch: Option<Duration>,
 }
 
+/// What there is a row for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum By {
+pub enum By {
     Topic,
     Group,
 }
@@ -79,7 +80,8 @@ impl Args {
     }
 }
 
-fn print(figures: &Figures, by: By) -> Result<()> {
+/// Prints figures for people.
+pub fn print(figures: &Figures, by: By) -> Result<()> {
     let counters = &figures.counters;
     // Over a day most rates are nothing: then they say nothing either.
     let rate = |rate: f64| if rate < 0.05 { String::new() } else { format!(" ({rate:.1}/s)") };

@@ -14,6 +14,7 @@ use super::route::{RouteEntry, work_out};
 use super::seal::{masked_config, open_config, seal_config};
 use super::snapshot::{BrokerNode, Snapshot, TopicNode, broker_path, put, topic_path};
 use super::topic::{by_age, check_partitions, check_taken, name_in};
+use crate::access::Call;
 use crate::config::ProviderKind;
 use crate::config::server::{same_server, server};
 use crate::error::{Code, Error, Result};
@@ -92,7 +93,7 @@ impl Catalog {
         let tag = input.tag.clone().unwrap_or_default();
         let now = self.docs.now();
         let doc = self
-            .change(|snapshot| {
+            .change(Call::BrokerCreate, &broker_path(&product, &tag), |snapshot| {
                 if snapshot.broker(&product, &tag).is_ok() {
                     return Err(Error::new(Code::BrokerExists, format!("broker '{tag}' exists already in product '{product}'"))
                         .field("tag")
@@ -143,7 +144,7 @@ impl Catalog {
         let product = self.product_or_only(patch.product.as_deref())?;
         let now = self.docs.now();
         let (doc, topics, moved, changed) = self
-            .change(|snapshot| {
+            .change(Call::BrokerUpdate, &broker_path(&product, tag), |snapshot| {
                 let node = snapshot.broker(&product, tag)?;
                 let mut doc = BrokerDoc::clone(&node.doc);
                 doc.name = patch.name.clone().unwrap_or(doc.name);
@@ -212,7 +213,7 @@ impl Catalog {
         check_tag("product", product)?;
         check_tag("tag", tag)?;
         let node = self
-            .change(|snapshot| {
+            .change(Call::BrokerDelete, &broker_path(product, tag), |snapshot| {
                 let node = snapshot.broker(product, tag)?;
                 Ok((node.clone(), removal(product, node)))
             })
@@ -229,7 +230,7 @@ impl Catalog {
         groups: &[(String, String)],
         all: bool,
     ) -> Result<()> {
-        self.change(|snapshot| {
+        self.note(|snapshot| {
             let node = snapshot.broker(product, tag)?;
             let mut doc = BrokerDoc::clone(&node.doc);
             for env in doc.envs.iter_mut().filter(|other| other.slug == env) {

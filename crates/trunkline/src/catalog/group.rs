@@ -6,6 +6,7 @@ use super::Catalog;
 use super::record::GroupDoc;
 use super::snapshot::{Snapshot, group_path, missing, put};
 use super::topic::{check_group, check_taken};
+use crate::access::Call;
 use crate::error::{Code, Error, Result};
 use crate::event::{Event, check_tag};
 use crate::names;
@@ -18,7 +19,7 @@ impl Catalog {
     /// # Errors
     /// `INPUT_INVALID`, `PRODUCT_NOT_FOUND`, `BROKER_NOT_FOUND`, `TOPIC_NOT_FOUND`, `ALREADY_EXISTS`, `STORE_FAILED`.
     pub async fn create_group(&self, product: &str, event: &Event, name: &str, from: Option<Start>) -> Result<Arc<GroupDoc>> {
-        self.edit_group(product, event, name, true, |doc, is_new| {
+        self.edit_group(Some(Call::GroupCreate), product, event, name, |doc, is_new| {
             if doc.declared && !is_new {
                 return Err(Error::new(Code::AlreadyExists, format!("group '{name}' of topic '{event}' exists already")).field("group"));
             }
@@ -32,7 +33,7 @@ impl Catalog {
     /// # Errors
     /// As [`Catalog::create_group`], but for `ALREADY_EXISTS`.
     pub async fn know_group(&self, product: &str, event: &Event, name: &str, from: Option<Start>) -> Result<Arc<GroupDoc>> {
-        self.edit_group(product, event, name, true, |doc, _| Ok(GroupDoc { from: doc.from.or_else(|| from.clone()), ..doc })).await
+        self.edit_group(None, product, event, name, |doc, _| Ok(GroupDoc { from: doc.from.or_else(|| from.clone()), ..doc })).await
     }
 
     /// Lets the consumers of a group stop receiving, or receive again.
@@ -40,7 +41,7 @@ impl Catalog {
     /// # Errors
     /// As [`Catalog::delete_group`].
     pub async fn pause_group(&self, product: &str, event: &Event, name: &str, paused: bool) -> Result<Arc<GroupDoc>> {
-        self.edit_group(product, event, name, false, |doc, _| Ok(GroupDoc { paused, ..doc })).await
+        self.edit_group(Some(Call::GroupPause), product, event, name, |doc, _| Ok(GroupDoc { paused, ..doc })).await
     }
 
     /// Removes a group from the catalogue; a default group stays deleted until a consume names it.
@@ -51,7 +52,7 @@ impl Catalog {
         check_tag("product", product)?;
         check_group("group", name)?;
         let now = self.docs.now();
-        self.change(|snapshot| {
+        self.change(Call::GroupDelete, &group_path(product, event, name), |snapshot| {
             let topic = snapshot.topic(product, event)?;
             let path = group_path(product, event, name);
             let known = topic.groups.get(name);
@@ -80,19 +81,21 @@ impl Catalog {
         Ok(self.snapshot().topic(product, event)?.groups.values().filter(|doc| !doc.deleted_default).cloned().collect())
     }
 
-    /// Changes a group's record, made if `make`, or if it is a default group that nothing was said about.
+    /// Changes a group's record, made unless `call` only pauses; that of a default group in any case. Without a call it is
+    /// noted on behalf of a consume.
     async fn edit_group(
         &self,
+        call: Option<Call>,
         product: &str,
         event: &Event,
         name: &str,
-        make: bool,
         edit: impl Fn(GroupDoc, bool) -> Result<GroupDoc> + Send + Sync,
     ) -> Result<Arc<GroupDoc>> {
         check_tag("product", product)?;
         check_group("group", name)?;
         let now = self.docs.now();
-        self.change(|snapshot| {
+        let make = call != Some(Call::GroupPause);
+        let work = |snapshot: &Snapshot| {
             let topic = snapshot.topic(product, event)?;
             let known = topic.groups.get(name);
             let there = known.is_some_and(|doc| !doc.deleted_default);
@@ -114,8 +117,11 @@ impl Catalog {
             let next = Arc::new(GroupDoc { updated_at: now, ..next });
             let change = put(DocKind::Group, group_path(product, event, name), &next)?;
             Ok((next, vec![change]))
-        })
-        .await
+        };
+        match call {
+            Some(call) => self.change(call, &group_path(product, event, name), work).await,
+            None => self.note(work).await,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use super::Catalog;
 use super::input::{ProductInput, given};
 use super::record::ProductDoc;
 use super::snapshot::{Snapshot, broker_path, group_path, product_path, put, topic_path};
+use crate::access::Call;
 use crate::error::{Code, Error, Result};
 use crate::event::check_tag;
 use crate::message::Millis;
@@ -34,7 +35,7 @@ impl Catalog {
         let input = ProductInput::read(&input)?;
         let Some(tag) = input.tag else { return Err(Error::input("tag", "`tag` is required")) };
         let now = self.docs.now();
-        self.change(|snapshot| {
+        self.change(Call::ProductCreate, &product_path(&tag), |snapshot| {
             if snapshot.product(&tag).is_ok() {
                 return Err(Error::new(Code::AlreadyExists, format!("product '{tag}' exists already")).field("tag"));
             }
@@ -58,7 +59,7 @@ impl Catalog {
             return Err(Error::input("tag", "a product's tag is fixed"));
         }
         let now = self.docs.now();
-        self.change(|snapshot| {
+        self.change(Call::ProductUpdate, &product_path(tag), |snapshot| {
             let old = &snapshot.product(tag)?.doc;
             let mut doc = ProductDoc::clone(old);
             doc.name = patch.name.clone().unwrap_or(doc.name);
@@ -94,7 +95,7 @@ impl Catalog {
     /// `INPUT_INVALID`, `PRODUCT_NOT_FOUND`, `STORE_FAILED`.
     pub async fn delete_product(&self, tag: &str) -> Result<Arc<ProductDoc>> {
         check_tag("product", tag)?;
-        self.change(|snapshot| {
+        self.change(Call::ProductDelete, &product_path(tag), |snapshot| {
             let node = snapshot.product(tag)?;
             let mut changes = Vec::new();
             for broker in node.brokers.values() {

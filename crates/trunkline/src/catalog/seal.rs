@@ -4,11 +4,14 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 
+use super::record::BrokerDoc;
 use crate::config::sensitive::{MASK, hidden, visit};
 use crate::config::{ProviderKind, invalid};
 use crate::error::{Error, Result};
+use crate::store::{Doc, DocKind};
 
 /// Encrypts credentials for the store. `record` says where the text belongs (`product/broker/env/field`): what was sealed
 /// for one record does not open for another.
@@ -60,6 +63,39 @@ pub(crate) fn open_config(seal: &dyn Seal, record: &str, kind: ProviderKind, sea
         Ok(())
     })?;
     Ok(plain)
+}
+
+/// A document with its credentials sealed anew by the key that seals now; `None` if it holds none.
+///
+/// # Errors
+/// `STORE_FAILED` if one does not open, or the document cannot be read.
+pub(crate) fn reseal_doc(seal: &dyn Seal, doc: &Doc) -> Result<Option<Doc>> {
+    if doc.kind != DocKind::Broker {
+        return Ok(None);
+    }
+    let mut broker =
+        BrokerDoc::deserialize(&doc.body).map_err(|_| Error::store(format!("the catalogue's '{}' cannot be read", doc.path)))?;
+    let mut any = false;
+    for env in &mut broker.envs {
+        let record = format!("{}/{}", doc.path, env.slug);
+        any |= reseal_config(seal, &record, env.kind, &mut env.config)?;
+        for left in &mut env.leaving {
+            any |= reseal_config(seal, &record, left.kind, &mut left.config)?;
+        }
+    }
+    if any { super::snapshot::doc(DocKind::Broker, doc.path.clone(), &broker).map(Some) } else { Ok(None) }
+}
+
+fn reseal_config(seal: &dyn Seal, record: &str, kind: ProviderKind, config: &mut Value) -> Result<bool> {
+    let mut any = false;
+    visit(kind, config, &mut |path, _, value| {
+        if value.get(SEALED).is_some() {
+            *value = seal_value(seal, record, path, &open_value(seal, record, path, value)?)?;
+            any = true;
+        }
+        Ok(())
+    })?;
+    Ok(any)
 }
 
 /// The config as it may be shown. What does not open reads `***` too.

@@ -11,6 +11,7 @@ use super::breaking::{Breaking, breaking};
 use super::input::{TopicInput, event_of};
 use super::record::{BrokerDoc, EnvDoc, Ordering, TopicDoc};
 use super::snapshot::{BrokerNode, Snapshot, group_path, occupied, put, topic_path};
+use crate::access::Call;
 use crate::config::fields::INPUT;
 use crate::config::server::same_server;
 use crate::config::{ProviderKind, invalid};
@@ -47,7 +48,7 @@ impl Catalog {
         let product = self.product_or_only(input.product.as_deref())?;
         let Some(event) = &input.event else { return Err(Error::input("tag", "`tag` is required")) };
         let now = self.docs.now();
-        self.change(|snapshot| {
+        self.change(Call::TopicCreate, &topic_path(&product, event), |snapshot| {
             let node = snapshot.broker(&product, event.broker())?;
             if node.topics.contains_key(event.topic()) {
                 return Err(Error::new(Code::TopicExists, format!("topic '{event}' exists already in product '{product}'"))
@@ -113,7 +114,7 @@ impl Catalog {
         }
         let product = self.product_or_only(patch.product.as_deref())?;
         let now = self.docs.now();
-        self.change(|snapshot| {
+        self.change(Call::TopicUpdate, &topic_path(&product, &event), |snapshot| {
             let node = snapshot.broker(&product, event.broker())?;
             let topic = snapshot.topic(&product, &event)?;
             let old = &topic.doc;
@@ -189,7 +190,7 @@ impl Catalog {
     pub async fn delete_topic(&self, product: &str, tag: &str) -> Result<Arc<TopicDoc>> {
         check_tag("product", product)?;
         let event = event_of("tag", tag, None)?;
-        self.change(|snapshot| {
+        self.change(Call::TopicDelete, &topic_path(product, &event), |snapshot| {
             let topic = snapshot.topic(product, &event)?;
             let groups = topic.groups.keys().map(|group| DocChange::Remove(DocKind::Group, group_path(product, &event, group)));
             let changes = groups.chain([DocChange::Remove(DocKind::Topic, topic_path(product, &event))]).collect();

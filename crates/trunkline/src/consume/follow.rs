@@ -39,6 +39,7 @@ pub(crate) struct What {
 
 struct Side {
     epoch: u64,
+    connection: Option<u64>,
     engine: Arc<Engine>,
 }
 
@@ -67,6 +68,14 @@ impl fmt::Debug for Follow {
 struct Wanted {
     entry: Arc<RouteEntry>,
     is_left: bool,
+    /// `None`: a secret in its config cannot be resolved.
+    connection: Option<u64>,
+}
+
+impl Wanted {
+    fn new(inner: &Inner, entry: Arc<RouteEntry>, is_left: bool) -> Self {
+        Wanted { connection: inner.connection_of(&entry).ok(), entry, is_left }
+    }
 }
 
 impl Follow {
@@ -103,22 +112,22 @@ impl Follow {
         let entry = inner.catalog.route(&self.what.product, &self.what.env, &self.what.event)?;
         let is_through = |side: &RouteEntry| side.through.contains(&**self.what.group.as_ref().unwrap_or(&side.default_group));
         let left = entry.leaving.iter().filter(|side| !is_through(side));
-        let mut wanted: Vec<_> = left.map(|side| Wanted { entry: side.clone(), is_left: true }).collect();
+        let mut wanted: Vec<_> = left.map(|side| Wanted::new(inner, side.clone(), true)).collect();
         if self.what.ordered && !wanted.is_empty() {
             // One after the other, as they were left.
             wanted.truncate(1);
         } else {
-            wanted.push(Wanted { entry, is_left: false });
+            wanted.push(Wanted::new(inner, entry, false));
         }
         Ok(wanted)
     }
 
     async fn add(&self, side: Wanted) -> Result<()> {
-        let epoch = side.entry.epoch;
+        let (epoch, connection) = (side.entry.epoch, side.connection);
         let engine = (self.open)(side.entry, side.is_left).await?;
         engine.pause_by_owner(self.paused.load(Ordering::SeqCst));
         let mut sides = self.sides.lock();
-        sides.push(Side { epoch, engine });
+        sides.push(Side { epoch, connection, engine });
         sides.sort_by_key(|side| side.epoch);
         Ok(())
     }
@@ -129,10 +138,16 @@ impl Follow {
         if self.end.is_cancelled() {
             return true;
         }
+        if let Err(error) = inner.vault.refresh(inner.catalog.version()).await {
+            tracing::warn!(%error, "the secrets cannot be read");
+            return false;
+        }
         // Of a topic that is gone, what is there goes on until its owner ends it.
         let Ok(wanted) = self.wanted(inner) else { return true };
         let gone: Vec<_> = self.sides.lock().extract_if(.., |side| !wanted.iter().any(|of| of.entry.epoch == side.epoch)).collect();
-        let mut whole = true;
+        let is_other = |side: &Side, of: &Wanted| side.epoch == of.entry.epoch && side.connection != of.connection;
+        let (renewed, wanted) = wanted.into_iter().partition(|of| self.sides.lock().iter().any(|side| is_other(side, of)));
+        let mut whole = self.renew(renewed).await;
         let missing = |sides: &[Side], of: &Wanted| !sides.iter().any(|side| side.epoch == of.entry.epoch);
         let new: Vec<_> = wanted.into_iter().filter(|of| missing(&self.sides.lock(), of)).collect();
         let open = async {
@@ -154,6 +169,27 @@ impl Follow {
             open.await;
         } else {
             tokio::join!(open, leave);
+        }
+        whole
+    }
+
+    /// Opens sides anew whose config or secret changed. The new one first, so that the group is never without a member; where
+    /// that fails the old one stays, unless its secret is gone.
+    async fn renew(&self, renewed: Vec<Wanted>) -> bool {
+        let mut whole = true;
+        for side in renewed {
+            let (epoch, connection, address) = (side.entry.epoch, side.connection, side.entry.address.clone());
+            if let Err(error) = self.add(side).await {
+                tracing::warn!(%error, %address, "a connection that changed cannot be opened anew; it is tried again");
+                whole = false;
+                if connection.is_some() {
+                    continue;
+                }
+            }
+            let is_old = |side: &mut Side| side.epoch == epoch && side.connection != connection;
+            let gone: Vec<Side> = self.sides.lock().extract_if(.., is_old).collect();
+            join_all(gone.iter().map(|side| side.engine.close(LEAVE))).await;
+            self.settled.fetch_add(gone.iter().map(|side| side.engine.settled.load(Ordering::Relaxed)).sum(), Ordering::Relaxed);
         }
         whole
     }

@@ -98,6 +98,15 @@ impl MasterKey {
         crate::store::datadir::create_new(file, text.as_bytes())
     }
 
+    /// Puts the key into the file, in place of what is there; readers see the one or the other.
+    ///
+    /// # Errors
+    /// `STORE_FAILED` if it cannot be written.
+    pub(super) fn replace(&self, file: &Path) -> Result<()> {
+        let text = Zeroizing::new(STANDARD.encode(&self.key[..]) + "\n");
+        crate::store::datadir::replace(file, text.as_bytes())
+    }
+
     /// Names the key without telling anything of it: 8 hex digits.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -138,6 +147,16 @@ impl Sealer {
     #[must_use]
     pub fn new(key: &MasterKey) -> Self {
         Sealer { cipher: XChaCha20Poly1305::new((&*key.key).into()), id: key.id.clone() }
+    }
+
+    /// Names its key.
+    pub(super) fn key_id(&self) -> &str {
+        &self.id
+    }
+
+    /// Names the key that sealed a text.
+    pub(super) fn sealed_with(sealed: &str) -> Option<&str> {
+        sealed.strip_prefix(SEALED_PREFIX)?.split_once(':').map(|(id, _)| id)
     }
 
     /// Whether the text is a sealed one.

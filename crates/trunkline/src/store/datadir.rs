@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use crate::error::{Code, Error, Result};
-use crate::secret::{MASTER_KEY_ENV, MasterKey};
+use crate::secret::{Keyring, MASTER_KEY_ENV, MasterKey};
 
 /// The name of the directory that is looked for upward from the working directory.
 pub const NAME: &str = ".trunkline";
@@ -139,6 +139,14 @@ impl DataDir {
         MasterKey::load(&self.path.join("master.key"))
     }
 
+    /// Seals and opens with the master key, and follows when that is replaced.
+    ///
+    /// # Errors
+    /// As [`MasterKey::load`].
+    pub fn keyring(&self) -> Result<Keyring> {
+        Keyring::open(&self.path.join("master.key"))
+    }
+
     /// A stable id of this directory on this host.
     ///
     /// # Errors
@@ -210,23 +218,52 @@ pub(crate) fn create_new(file: &Path, bytes: &[u8]) -> Result<bool> {
     }
     let scratch = file.with_extension(format!("{}.new", Uuid::now_v7().simple()));
     let write = || -> std::io::Result<bool> {
-        let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&scratch)?;
-        out.write_all(bytes)?;
-        out.sync_all()?;
+        write_scratch(&scratch, bytes)?;
         // Unlike a rename, a link never replaces what another process put there first.
         let linked = match std::fs::hard_link(&scratch, file) {
             Ok(()) => true,
             Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
             Err(error) => return Err(error),
         };
-        if let Some(dir) = file.parent() {
-            File::open(dir)?.sync_all()?;
-        }
+        sync_parent(file)?;
         Ok(linked)
     };
     let written = write();
     let _ = std::fs::remove_file(&scratch);
     written.map_err(|error| failed(file, "the file cannot be made", &error))
+}
+
+/// Puts a file that only its owner reads in the place of what is there; readers see all of the one or all of the other.
+pub(crate) fn replace(file: &Path, bytes: &[u8]) -> Result<()> {
+    let scratch = file.with_extension(format!("{}.new", Uuid::now_v7().simple()));
+    let write = || -> std::io::Result<()> {
+        write_scratch(&scratch, bytes)?;
+        std::fs::rename(&scratch, file)?;
+        sync_parent(file)
+    };
+    write().map_err(|error| {
+        let _ = std::fs::remove_file(&scratch);
+        failed(file, "the file cannot be replaced", &error)
+    })
+}
+
+/// Removes a file for good.
+pub(crate) fn remove(file: &Path) -> Result<()> {
+    let removed = match std::fs::remove_file(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other.and_then(|()| sync_parent(file)),
+    };
+    removed.map_err(|error| failed(file, "the file cannot be removed", &error))
+}
+
+fn write_scratch(scratch: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(scratch)?;
+    out.write_all(bytes)?;
+    out.sync_all()
+}
+
+fn sync_parent(file: &Path) -> std::io::Result<()> {
+    file.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 #[cfg(test)]

@@ -17,12 +17,18 @@ use crate::delivery::Position;
 use crate::error::Result;
 use crate::event::Event;
 use crate::message::{Headers, MessageId, Millis};
+use audit::AuditStore;
+use keys::KeyStore;
+use secrets::SecretStore;
 
+pub mod audit;
 pub mod clock;
 mod common;
 pub mod datadir;
+pub mod keys;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+pub mod secrets;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
@@ -417,7 +423,7 @@ pub struct Job {
 
 /// The contract. All calls may run at the same time, from many processes.
 #[async_trait]
-pub trait Store: Send + Sync + Debug {
+pub trait Store: SecretStore + KeyStore + AuditStore + Send + Sync + Debug {
     /// How far it reaches.
     fn scope(&self) -> Scope;
 

@@ -100,8 +100,7 @@ async fn follow(mut job: Reprocessed, ctx: &Ctx) -> Result<Reprocessed> {
             bar.set_position(job.reprocessed + job.failed + job.skipped);
         }
         tokio::time::sleep(LOOK).await;
-        let now = ctx.trunkline().await?.store().job_get(&id).await?;
-        let now = now.ok_or_else(|| Error::new(Code::JobNotFound, format!("job {id} is gone")))?;
+        let now = ctx.trunkline().await?.job(&id).await?;
         job = Reprocessed {
             matched: now.matched,
             reprocessed: now.done,

@@ -4,6 +4,7 @@
 //! call blocks the runtime. [`writer`] has the group commit, [`schema`] the tables, and a file each the parts of the
 //! contract.
 
+mod audit;
 mod catalog;
 mod clock;
 mod db;
@@ -12,10 +13,12 @@ mod errors;
 mod filesystem;
 mod idempotency;
 mod jobs;
+mod keys;
 mod lot;
 mod open;
 mod registry;
 mod schema;
+mod secrets;
 mod writer;
 
 #[cfg(test)]

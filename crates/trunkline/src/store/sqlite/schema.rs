@@ -13,7 +13,7 @@ use crate::error::Result;
 pub(super) const APPLICATION_ID: i64 = 0x5472_6e6b;
 
 /// One entry for each version; entry n brings a file of version n to n + 1. Never change one that was released.
-const MIGRATIONS: &[&str] = &[V1, V2];
+const MIGRATIONS: &[&str] = &[V1, V2, V3];
 
 /// The version this code writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -113,6 +113,29 @@ CREATE TABLE lot_start (
 CREATE INDEX lot_start_expires ON lot_start (expires_at);
 
 CREATE TABLE lot_indexed (target INTEGER PRIMARY KEY, next INTEGER NOT NULL) STRICT;
+";
+
+/// Secrets and access keys change under the catalogue's version. `audit_head` notes where the chain ends, so that rows that are
+/// taken off its end are missed; what was written stays as it is.
+const V3: &str = "
+CREATE TABLE secret (
+    id TEXT PRIMARY KEY, product TEXT, key TEXT NOT NULL, envs TEXT NOT NULL, sealed TEXT NOT NULL,
+    created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE access_key (
+    id TEXT PRIMARY KEY, role TEXT NOT NULL, name TEXT, hash BLOB NOT NULL,
+    created_at INTEGER NOT NULL, expires_at INTEGER, revoked_at INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE audit (
+    seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, actor TEXT NOT NULL, call TEXT NOT NULL, target TEXT NOT NULL,
+    outcome TEXT NOT NULL, previous BLOB NOT NULL, hash BLOB NOT NULL
+) STRICT;
+CREATE TABLE audit_head (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL, hash BLOB NOT NULL) STRICT;
+INSERT INTO audit_head VALUES (1, 0, zeroblob(32));
+CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is only added to'); END;
+CREATE TRIGGER audit_keeps BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is only added to'); END;
 ";
 
 /// Brings the file to [`VERSION`]. Safe when several processes open it at once: each step looks again under the lock.
