@@ -19,8 +19,13 @@ use crate::event::Event;
 use crate::message::{Headers, MessageId, Millis};
 
 pub mod datadir;
+mod sessions;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+
+pub use sessions::{
+    Revocation, SessionKey, SessionKeyUse, SessionRefreshed, SessionRenewal, SessionRow, SessionStore, SessionUser, SessionsOf, Subject,
+};
 
 /// How far the store's knowledge reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +74,8 @@ pub enum DocKind {
     Topic,
     /// A declared or known group of a topic.
     Group,
+    /// A session definition.
+    Session,
 }
 
 /// One document of the catalogue. The store does not interpret the body.
@@ -76,7 +83,8 @@ pub enum DocKind {
 pub struct Doc {
     /// Its kind.
     pub kind: DocKind,
-    /// Unique within its kind: `product`, `product/broker`, `product/broker:topic`, `product/broker:topic/group`.
+    /// Unique within its kind: `product`, `product/broker`, `product/broker:topic`, `product/broker:topic/group`,
+    /// `product/session`.
     pub path: String,
     /// The document; credentials in it are sealed already.
     pub body: Value,
@@ -413,7 +421,7 @@ pub struct Job {
 
 /// The contract. All calls may run at the same time, from many processes.
 #[async_trait]
-pub trait Store: Send + Sync + Debug {
+pub trait Store: Send + Sync + Debug + SessionStore {
     /// How far it reaches.
     fn scope(&self) -> Scope;
 
