@@ -28,6 +28,7 @@ use crate::policy::{LotPlace, Schedule, Wishes, plan};
 use crate::produce::sender::Sender;
 use crate::provider::{GroupSpec, Provider, Stage, Start};
 use crate::route::Route;
+use crate::sessions::Gate;
 use crate::store::{Address, Scope, Store};
 use crate::tracker::Tracker;
 
@@ -91,6 +92,7 @@ impl fmt::Debug for Inner {
 pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) catalog: Catalog,
+    pub(crate) sessions: Arc<Gate>,
     pub(crate) tracker: Tracker,
     pub(crate) directory: PathBuf,
     pub(crate) single_host: bool,
@@ -282,6 +284,7 @@ impl Inner {
             delayed: self.delayed.clone(),
             delays,
             lots: Mutex::default(),
+            sessions: self.sessions.clone(),
             pulse: crate::background::Pulse::default(),
             epoch: entry.epoch,
         })

@@ -37,7 +37,7 @@
 //! - Produce: [`Env::produce`], [`Env::produce_batch`]; what it promises and how it fails: [`produce`].
 //! - Consume: [`Env::consume`], [`Env::consume_batch`], [`Env::stream`]; verdicts: [`Verdict`]; options: [`ConsumeOptions`].
 //! - What became of messages: [`Env::message`], [`Env::messages`]; dead letters: [`dead_letter`]; replay: [`replay`].
-//! - Products, brokers, topics, groups: [`Catalog`], [`groups`].
+//! - Products, brokers, topics, groups: [`Catalog`], [`groups`]. Who messages are produced for: [`sessions`].
 //! - To add a provider: [`provider`].
 
 #[cfg(not(feature = "sqlite"))]
@@ -74,6 +74,7 @@ pub mod removal;
 pub mod replay;
 mod route;
 pub mod secret;
+pub mod sessions;
 pub mod stats;
 pub mod store;
 mod tracker;
@@ -89,4 +90,5 @@ pub use message::{Headers, MessageId};
 pub use policy::Schedule;
 pub use produce::{ProduceOptions, Receipt};
 pub use provider::Start;
+pub use sessions::{Session, Sessions};
 pub use trunkline::{Builder, Env, Produce, Trunkline};

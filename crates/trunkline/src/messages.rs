@@ -15,17 +15,25 @@ impl Env {
         let inner = self.inner();
         // What this process did a moment ago is seen too.
         let record = inner.tracker.flushed().await?.get(id).await?;
-        Ok(record.filter(|record| record.product == self.product_tag() && record.env == self.slug()))
+        let mut record = record.filter(|record| record.product == self.product_tag() && record.env == self.slug());
+        self.sessions().open_records(&mut record).await?;
+        Ok(record)
     }
 
     /// A page of messages of this env.
     ///
     /// # Errors
     /// `INPUT_INVALID` for a limit or cursor out of range; `STORE_FAILED`.
+    ///
+    /// Messages of sessions are found by session and identifier, key, status and the like, and not by their text or headers,
+    /// which are encrypted.
     pub async fn messages(&self, mut query: Query) -> Result<Page> {
         query.product = Some(self.product_tag().to_owned());
         query.env = Some(self.slug().to_owned());
         let inner = self.inner();
-        inner.tracker.flushed().await?.query(&query).await
+        self.sessions().translate(&mut query).await?;
+        let mut page = inner.tracker.flushed().await?.query(&query).await?;
+        self.sessions().open_records(&mut page.messages).await?;
+        Ok(page)
     }
 }

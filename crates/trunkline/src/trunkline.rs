@@ -24,9 +24,10 @@ use crate::produce::{Plain, ProduceOptions, Queued, Receipt, produce, try_plain}
 use crate::provider::Provider;
 use crate::route::Route;
 use crate::secret::Sealer;
+use crate::sessions::{Gate, Session, Sessions};
 use crate::store::datadir::DataDir;
 use crate::store::sqlite::{Options as StoreOptions, SqliteStore};
-use crate::store::{Address, Member, MemberRole, Store};
+use crate::store::{Address, Member, MemberRole, SealedStore, Store};
 use crate::tracker::Tracker;
 
 /// An open instance. Cheap to clone; [`Trunkline::close`] ends it.
@@ -217,11 +218,15 @@ impl Builder {
             store = wrap(store);
         }
         let sealer = Arc::new(Sealer::new(&directory.master_key()?));
+        let sessions = Gate::new(store.clone(), sealer.clone());
+        // From here on nobody sees what sessions' subjects sent but through their keys.
+        let store: Arc<dyn Store> = Arc::new(SealedStore::new(store, sessions.vault.clone()));
         let catalog = Catalog::open(store.clone(), sealer).await?;
         let tracker = Tracker::open(directory.path())?;
         let inner = Inner::new(Parts {
             store,
             catalog,
+            sessions,
             tracker,
             directory: directory.path().to_owned(),
             single_host: self.single_host,
@@ -265,6 +270,11 @@ impl Env {
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.0.inner
+    }
+
+    /// The product's sessions.
+    pub(crate) fn sessions(&self) -> Sessions {
+        Sessions::of(&self.0.inner, self.0.product.clone())
     }
 
     /// The product's tag.
@@ -331,8 +341,17 @@ impl Env {
         Ok(futures_util::future::join_all(sent).await)
     }
 
+    /// The options with their session verified, and what it stamps on the message in its place.
+    async fn verified(&self, mut options: ProduceOptions) -> Result<ProduceOptions> {
+        if let Some(session) = options.session.take() {
+            options.stamp = Some(self.sessions().check(&session).await?.stamp.clone());
+        }
+        Ok(options)
+    }
+
     /// Produces on the route; on the one that took its place if it was closed meanwhile, since the env moved.
     pub(crate) async fn produce_on(&self, mut route: Arc<Route>, event: &str, payload: Bytes, options: ProduceOptions) -> Result<Receipt> {
+        let options = self.verified(options).await?;
         loop {
             let sent = produce(&route, payload.clone(), options.clone()).await;
             match sent {
@@ -421,6 +440,19 @@ impl<'a> Produce<'a> {
         self
     }
 
+    /// Who it is produced for: a token with its tag, as a session's start gives it. It is verified before anything is sent
+    /// (`SESSION_INVALID`); the user's context then travels with the message.
+    ///
+    /// ```no_run
+    /// # async fn doc(shop: trunkline::Env, token: String) -> trunkline::Result<()> {
+    /// shop.produce("order-events:order-created", &serde_json::json!({ "orderId": "123" })).session(token).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn session(mut self, session: impl Into<Session>) -> Self {
+        self.rest().session = Some(session.into());
+        self
+    }
+
     /// Confirmed within this, or failed (default 30 s).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.rest().timeout = Some(timeout);
@@ -478,6 +510,7 @@ impl<'a> Produce<'a> {
         let options = ProduceOptions { key, ..options.map(|options| *options).unwrap_or_default() };
         Ok(Progress::Longer(Box::pin(async move {
             let route = env.route(event).await?;
+            let options = env.verified(options).await?;
             env.produce_on(route, event, payload?, options).await
         })))
     }

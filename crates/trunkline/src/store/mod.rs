@@ -16,13 +16,15 @@ use serde_json::Value;
 use crate::delivery::Position;
 use crate::error::Result;
 use crate::event::Event;
-use crate::message::{Headers, MessageId, Millis};
+use crate::message::{Headers, MessageId, Millis, header};
 
 pub mod datadir;
+mod sealed;
 mod sessions;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
+pub(crate) use sealed::{SealedStore, erased};
 pub use sessions::{
     Revocation, SessionKey, SessionKeyUse, SessionRefreshed, SessionRenewal, SessionRow, SessionStore, SessionUser, SessionsOf, Subject,
 };
@@ -160,6 +162,14 @@ pub struct LotEntry {
     pub deliveries: u32,
     /// The message.
     pub message: LotMessage,
+}
+
+impl LotEntry {
+    /// Whether its content is gone, because the subject of its session was erased.
+    #[must_use]
+    pub fn is_erased(&self) -> bool {
+        self.message.headers.len() == 1 && self.message.payload.is_empty() && self.message.headers.get(header::ERASED).is_some()
+    }
 }
 
 /// Which due entries to claim.
@@ -371,10 +381,22 @@ pub struct Member {
     pub in_flight: u64,
     /// The route's epoch it works with.
     pub route_epoch: u64,
+    /// The session it consumes with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionRef>,
     /// When it last settled or confirmed a message.
     pub last_progress_at: Option<Millis>,
     /// When it last reported; set by the store.
     pub last_seen_at: Millis,
+}
+
+/// A session, named without saying who it is of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRef {
+    /// The session definition's tag.
+    pub tag: String,
+    /// The session's id.
+    pub id: String,
 }
 
 /// The two roles in the registry.
