@@ -1,7 +1,7 @@
 //! The work behind: what every open process does now and then so that nobody has to.
 //!
-//! Delayed publishes that are due, the registry's heartbeats, catalogue changes by other processes, jobs that a dead
-//! process left, and the store's sweep. Work that one process at a time must do stands behind a lease row.
+//! Delayed publishes that are due, the registry's heartbeats, catalogue changes and revoked sessions by other processes, jobs
+//! that a dead process left, and the store's sweep. Work that one process at a time must do stands behind a lease row.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::consume::state::State;
 use crate::error::{Error, Result};
 use crate::inner::Inner;
 use crate::lot::topics::TopicLot;
-use crate::lot::{Lot, LotFeed};
+use crate::lot::{ERASED, Lot, LotFeed};
 use crate::message::{Millis, millis, now_ms};
 use crate::policy::Schedule;
 use crate::produce::{ProduceOptions, produce};
@@ -57,6 +57,7 @@ impl Inner {
         each(LOOK, |inner| Box::pin(async move { inner.follow_catalogue().await }));
         each(LOOK, |inner| Box::pin(async move { inner.follow_connections().await }));
         each(LOOK, |inner| Box::pin(async move { inner.tend_moves().await }));
+        each(LOOK, |inner| Box::pin(async move { inner.sessions.tend().await }));
         each(HEARTBEAT, |inner| Box::pin(async move { inner.heartbeat().await }));
         each(SWEEP, |inner| Box::pin(async move { inner.sweep().await }));
         each(Duration::from_secs(5), |inner| Box::pin(async move { inner.adopt_jobs().await }));
@@ -165,6 +166,7 @@ impl Inner {
             rate: 0.0,
             in_flight: 0,
             route_epoch,
+            session: None,
             last_progress_at: None,
             last_seen_at: 0,
         }
@@ -203,6 +205,7 @@ impl Inner {
                 rate,
                 last_progress_at: last,
                 in_flight: engine.in_hand() as u64,
+                session: engine.session.as_deref().cloned(),
                 ..self.member(engine.member.to_string(), MemberRole::Consumer, engine.route_epoch, engine.filed.address.clone())
             });
         }
@@ -268,6 +271,9 @@ impl Inner {
     }
 
     async fn publish_one(self: &Arc<Self>, entry: LotEntry) -> (u64, LotSettle) {
+        if entry.is_erased() {
+            return (entry.seq, LotSettle::Bury { reason: ERASED.into(), attempts: entry.attempts, error: None });
+        }
         let address = &entry.address;
         let sent = async {
             let route = self.route(&address.product, &address.env, address.event.as_str()).await?;

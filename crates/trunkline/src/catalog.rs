@@ -12,6 +12,7 @@ mod product;
 mod record;
 mod route;
 mod seal;
+mod session;
 mod snapshot;
 mod topic;
 
@@ -32,6 +33,7 @@ pub use record::{
 pub use route::{KnownGroup, RouteEntry};
 pub use seal::Seal;
 pub(crate) use seal::reseal_doc;
+pub use session::{Period, SessionDoc, SessionUpdate};
 pub use snapshot::Snapshot;
 pub use topic::TopicUpdate;
 
@@ -40,7 +42,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::store::{DocChange, Store};
 use docs::{Docs, Memory};
-use input::{BrokerInput, TopicInput};
+use input::{BrokerInput, SessionInput, TopicInput};
 
 /// How often a change is worked out anew because another process was faster.
 const ATTEMPTS: u32 = 50;
@@ -171,6 +173,11 @@ pub(crate) fn check_broker(product: Option<&str>, input: &Value) -> Result<Strin
 /// Checks what `create_topic` would take, but for its name; the topic's event.
 pub(crate) fn check_topic(product: Option<&str>, input: &Value) -> Result<Event> {
     TopicInput::update(product, input)?.event.ok_or_else(|| Error::input("tag", "`tag` is required"))
+}
+
+/// Checks what `create_session` would take, without a catalogue; the session's tag.
+pub(crate) fn check_session(product: Option<&str>, input: &Value) -> Result<String> {
+    SessionInput::create(product, input).map(|input| input.tag.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ use crate::policy::{LotPlace, Schedule};
 use crate::policy_config::{self, OnStoreDown};
 use crate::produce::{ProduceOptions, produce};
 use crate::provider::{GroupSpec, Prefetch, Start};
+use crate::sessions::Session;
+use crate::store::SessionRef;
 use crate::trunkline::Env;
 
 /// How a consume works; what is not set comes from the topic's defaults, then from the documented ones.
@@ -60,6 +62,8 @@ pub struct ConsumeOptions {
     pub rate: Option<f64>,
     /// Waits that the group's consumers in this process write to the lot per second; 500 by default.
     pub waits_per_second: Option<f64>,
+    /// Who consumes: verified when the consumer starts, and recorded. That it expires later does not end the consumer.
+    pub session: Option<Session>,
 }
 
 /// A consume being described. Awaiting it subscribes; it is live when that returns.
@@ -133,6 +137,12 @@ impl<H: Handler> Consume<H> {
     /// Dead letters are also produced to this event.
     pub fn dead_letter(mut self, event: impl Into<String>) -> Self {
         self.options.dead_letter = Some(event.into());
+        self
+    }
+
+    /// Who consumes: verified when the consumer starts (`SESSION_INVALID`), and recorded with what it does.
+    pub fn session(mut self, session: impl Into<Session>) -> Self {
+        self.options.session = Some(session.into());
         self
     }
 
@@ -338,10 +348,17 @@ impl Env {
 }
 
 impl Env {
-    pub(crate) async fn start_consumer<H: Handler>(&self, event: &str, options: ConsumeOptions, handler: H) -> Result<Consumer> {
+    pub(crate) async fn start_consumer<H: Handler>(&self, event: &str, mut options: ConsumeOptions, handler: H) -> Result<Consumer> {
         let inner = self.inner();
         inner.access.allow(Call::Consume)?;
         let route = self.route(event).await?;
+        let session = match options.session.take() {
+            Some(session) => {
+                let verified = self.sessions().check(&session).await?;
+                Some(Arc::new(SessionRef { tag: verified.context.tag.clone(), id: verified.context.id.clone() }))
+            }
+            None => None,
+        };
         let event = route.filed.address.event.clone();
         let what = What {
             product: self.product_tag().into(),
@@ -353,8 +370,8 @@ impl Env {
         drop(route);
         let (env, handler) = (self.clone(), Arc::new(handler));
         let open = move |entry, is_left| -> BoxFuture<'static, Result<Arc<Engine>>> {
-            let (env, options, handler) = (env.clone(), options.clone(), handler.clone());
-            Box::pin(async move { env.start_engine(entry, is_left, options, handler).await })
+            let (env, options, session, handler) = (env.clone(), options.clone(), session.clone(), handler.clone());
+            Box::pin(async move { env.start_engine(entry, is_left, options, session, handler).await })
         };
         let follow = Follow::start(inner, what, Box::new(open)).await?;
         let Some(engine) = follow.newest() else { return Err(Error::new(Code::Closed, "this instance is closed")) };
@@ -366,6 +383,7 @@ impl Env {
         entry: Arc<RouteEntry>,
         is_left: bool,
         options: ConsumeOptions,
+        session: Option<Arc<SessionRef>>,
         handler: Arc<H>,
     ) -> Result<Arc<Engine>> {
         let inner = self.inner();
@@ -437,6 +455,7 @@ impl Env {
             dead_letter_copy: copy,
             route_epoch: entry.epoch,
             paused: inner.is_paused(&route.filed.address, &group),
+            session,
             options: Options {
                 concurrency,
                 schedule,

@@ -14,7 +14,7 @@ use crate::lot::topics::TopicLot;
 use crate::message::{Headers, MessageId, Millis, now_ms};
 use crate::policy::LotPlace;
 use crate::produce::{ProduceOptions, produce};
-use crate::store::{Address, DeadGroup, Job, LotEdit, LotEntry, LotFilter, LotState};
+use crate::store::{Address, DeadGroup, Job, LotEdit, LotEntry, LotFilter, LotState, erased};
 use crate::trunkline::Env;
 
 /// What a reprocess moves in one transaction.
@@ -161,7 +161,7 @@ impl Env {
     /// Changes payload or headers of a dead letter in place, at one group or at all it died at.
     ///
     /// # Errors
-    /// `MESSAGE_NOT_FOUND`.
+    /// `MESSAGE_NOT_FOUND`, with reason `erased` where the subject of its session was erased.
     pub async fn edit_dead_letter(
         &self,
         id: MessageId,
@@ -178,6 +178,9 @@ impl Env {
         for mut entry in self.letters_of(id).await? {
             if group.is_some_and(|group| group != &*entry.group) {
                 continue;
+            }
+            if entry.is_erased() {
+                return Err(erased(id));
             }
             if let Some(lot) = self.lot_on_broker(&entry).await? {
                 entry.message.payload = payload.clone().unwrap_or(entry.message.payload);
@@ -359,7 +362,8 @@ impl Env {
                 ..ProduceOptions::default()
             };
             let route = self.inner().route(&entry.address.product, &entry.address.env, entry.address.event.as_str()).await?;
-            let result = match produce(&route, payload, options).await {
+            let produced = if entry.is_erased() { Err(erased(entry.message.id)) } else { produce(&route, payload, options).await };
+            let result = match produced {
                 Ok(_) => {
                     self.say_gone(std::slice::from_ref(entry)).await?;
                     store.lot_discard(&[entry.seq]).await?;
@@ -407,6 +411,7 @@ impl Env {
                 filed: route.filed.clone(),
                 group: entry.group.clone(),
                 consumer: self.inner().process.clone(),
+                session: None,
                 items: vec![item],
             });
         }

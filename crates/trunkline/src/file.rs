@@ -1,4 +1,4 @@
-//! `trunkline.yaml`: a workspace's brokers and topics as a file, in the words and types of the calls.
+//! `trunkline.yaml`: a workspace's brokers, topics and sessions as a file, in the words and types of the calls.
 //!
 //! A plan is the file applied to a copy of the catalogue in memory, so that a plan finds every error an apply would.
 
@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::catalog::{BrokerDoc, BrokerView, Catalog, check_broker, check_topic};
+use crate::catalog::{BrokerDoc, BrokerView, Catalog, check_broker, check_session, check_topic};
 use crate::config::fields::{Field, INPUT, Kind, is_absent};
 use crate::config::sensitive::{MASK, visit};
 use crate::error::{Error, Result};
@@ -24,6 +24,8 @@ pub struct File {
     pub store: StoreSettings,
     /// The brokers, in the order of the file.
     brokers: Vec<FileBroker>,
+    /// The session definitions: tag, and what `create_session` takes.
+    sessions: Vec<(String, Value)>,
 }
 
 /// Which store a workspace uses.
@@ -68,7 +70,7 @@ pub enum Action {
 /// One thing of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Change {
-    /// `broker` or `topic`.
+    /// `broker`, `topic` or `session`.
     pub kind: &'static str,
     /// Its tag; a topic's in full.
     pub tag: String,
@@ -106,10 +108,8 @@ impl File {
 
     fn read(value: &Value) -> Result<Self> {
         let map = INPUT.object("", FILE, value)?;
-        for section in ["sessions", "caches"] {
-            if map.get(section).is_some_and(|given| given.as_array().is_none_or(|list| !list.is_empty())) {
-                return Err(Error::input(section, format!("`{section}` is not available yet")));
-            }
+        if map.get("caches").is_some_and(|given| given.as_array().is_none_or(|list| !list.is_empty())) {
+            return Err(Error::input("caches", "`caches` is not available yet"));
         }
         let text = |map: &Map<String, Value>, name: &str| map.get(name).and_then(Value::as_str).map(str::to_owned);
         let store = map.get("store").and_then(Value::as_object);
@@ -121,6 +121,7 @@ impl File {
                 single_host: store.and_then(|store| store.get("singleHost")).and_then(Value::as_bool).unwrap_or(false),
             },
             brokers: Vec::new(),
+            sessions: sessions(map.get("sessions"), map.get("product").and_then(Value::as_str))?,
         };
         for (i, broker) in list("brokers", map.get("brokers"))?.iter().enumerate() {
             let broker = FileBroker::read(broker, file.product.as_deref()).map_err(|error| error.detail("at", format!("brokers[{i}]")))?;
@@ -163,6 +164,9 @@ impl File {
                 changes.push(put_topic(catalog, &product, event, topic).await?);
             }
         }
+        for (tag, session) in &self.sessions {
+            changes.push(put_session(catalog, &product, tag, session).await?);
+        }
         Ok(changes)
     }
 
@@ -180,6 +184,12 @@ impl File {
             if !wanted.contains(broker.tag.as_str()) {
                 let gone = catalog.delete_broker(product, &broker.tag).await?;
                 changes.push(Change::of("broker", &broker.tag, Action::Delete, Some(shown(&gone)), None));
+            }
+        }
+        for session in catalog.list_sessions(product)? {
+            if !self.sessions.iter().any(|(tag, _)| *tag == session.tag) {
+                let gone = catalog.delete_session(product, &session.tag).await?;
+                changes.push(Change::of("session", &session.tag, Action::Delete, Some(shown(&*gone)), None));
             }
         }
         Ok(())
@@ -254,6 +264,38 @@ async fn put_topic(catalog: &Catalog, product: &str, event: &Event, input: &Valu
         Change::of("topic", event.as_str(), Action::Update, Some(shown(&*before)), Some(shown(&*update.topic)))
     } else {
         Change::of("topic", event.as_str(), Action::Unchanged, None, None)
+    })
+}
+
+/// The session definitions of a file, each checked; the name is the tag where none is given.
+fn sessions(given: Option<&Value>, product: Option<&str>) -> Result<Vec<(String, Value)>> {
+    let mut sessions: Vec<(String, Value)> = Vec::new();
+    for (i, session) in list("sessions", given)?.iter().enumerate() {
+        let Value::Object(fields) = session else { return Err(INPUT.wrong("sessions", "a list of objects", session)) };
+        let mut input = Value::Object(fields.clone());
+        if let (None, Some(tag)) = (fields.get("name").filter(|name| !is_absent(name)), fields.get("tag").cloned()) {
+            input["name"] = tag;
+        }
+        let tag = check_session(product, &input).map_err(|error| error.detail("at", format!("sessions[{i}]")))?;
+        if sessions.iter().any(|(other, _)| *other == tag) {
+            return Err(Error::input(&format!("sessions[{i}].tag"), format!("session '{tag}' is given twice")));
+        }
+        sessions.push((tag, input));
+    }
+    Ok(sessions)
+}
+
+async fn put_session(catalog: &Catalog, product: &str, tag: &str, input: &Value) -> Result<Change> {
+    let there = catalog.fetch_product(product)?.is_some();
+    let Some(before) = (if there { catalog.fetch_session(product, tag)? } else { None }) else {
+        let after = catalog.create_session(Some(product), input.clone()).await?;
+        return Ok(Change::of("session", tag, Action::Create, None, Some(shown(&*after))));
+    };
+    let update = catalog.update_session(Some(product), tag, input.clone()).await?;
+    Ok(if update.changed {
+        Change::of("session", tag, Action::Update, Some(shown(&*before)), Some(shown(&*update.session)))
+    } else {
+        Change::of("session", tag, Action::Unchanged, None, None)
     })
 }
 

@@ -30,6 +30,7 @@ use crate::produce::sender::Sender;
 use crate::provider::{GroupSpec, Provider, Stage, Start};
 use crate::route::Route;
 use crate::secret::Vault;
+use crate::sessions::Gate;
 use crate::store::{Address, Scope, Store};
 use crate::tracker::Tracker;
 
@@ -97,6 +98,7 @@ pub(crate) struct Parts {
     pub(crate) catalog: Catalog,
     pub(crate) access: Arc<Access>,
     pub(crate) vault: Vault,
+    pub(crate) sessions: Arc<Gate>,
     pub(crate) tracker: Tracker,
     pub(crate) directory: PathBuf,
     pub(crate) single_host: bool,
@@ -299,6 +301,7 @@ impl Inner {
             delayed: self.delayed.clone(),
             delays,
             lots: Mutex::default(),
+            sessions: self.sessions.clone(),
             pulse: crate::background::Pulse::default(),
             epoch: entry.epoch,
             connection,

@@ -37,7 +37,7 @@
 //! - Produce: [`Env::produce`], [`Env::produce_batch`]; what it promises and how it fails: [`produce`].
 //! - Consume: [`Env::consume`], [`Env::consume_batch`], [`Env::stream`]; verdicts: [`Verdict`]; options: [`ConsumeOptions`].
 //! - What became of messages: [`Env::message`], [`Env::messages`], [`events`], [`stats`], [`dashboard`]; dead letters: [`dead_letter`]; replay: [`replay`].
-//! - Products, brokers, topics, groups: [`Catalog`], [`groups`].
+//! - Products, brokers, topics, groups: [`Catalog`], [`groups`]. Who messages are produced for: [`sessions`].
 //! - Who may do what: [`access`], [`keys`], [`audit`]; credentials: [`secret`].
 //! - To add a provider: [`provider`].
 
@@ -82,6 +82,7 @@ pub mod removal;
 pub mod replay;
 mod route;
 pub mod secret;
+pub mod sessions;
 pub mod stats;
 pub mod store;
 mod tracker;
@@ -97,4 +98,5 @@ pub use message::{Headers, MessageId};
 pub use policy::Schedule;
 pub use produce::{ProduceOptions, Receipt};
 pub use provider::Start;
+pub use sessions::{Session, Sessions};
 pub use trunkline::{Builder, Env, Produce, Trunkline};

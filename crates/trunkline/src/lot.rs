@@ -17,6 +17,9 @@ mod index;
 pub mod store;
 pub mod topics;
 
+/// The reason of a dead letter whose content was erased before it could be handled.
+pub(crate) const ERASED: &str = "erased";
+
 /// Names an entry to the feed that handed it out.
 pub type LotHandle = u64;
 

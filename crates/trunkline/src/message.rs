@@ -281,6 +281,8 @@ pub mod header {
     pub const ERROR: &str = "trunkline-error";
     /// The session's context, as JSON.
     pub const SESSION: &str = "trunkline-session";
+    /// Stands alone on an entry of the lot whose content was erased.
+    pub const ERASED: &str = "trunkline-erased";
     /// W3C trace context.
     pub const TRACEPARENT: &str = "traceparent";
 }

@@ -25,7 +25,9 @@ impl Env {
         let inner = self.inner();
         // What this process did a moment ago is seen too.
         let record = inner.tracker.flushed().await?.get(id).await?;
-        Ok(record.filter(|record| record.product == self.product_tag() && record.env == self.slug()))
+        let mut record = record.filter(|record| record.product == self.product_tag() && record.env == self.slug());
+        self.sessions().open_records(&mut record).await?;
+        Ok(record)
     }
 
     /// A page of messages of this env. Without the permission to read payloads they have none.
@@ -33,6 +35,9 @@ impl Env {
     /// # Errors
     /// `INPUT_INVALID` for a limit or cursor out of range; `ACCESS_DENIED`, also for a search in payloads without the
     /// permission to read them; `STORE_FAILED`.
+    ///
+    /// Messages of sessions are found by session and identifier, key, status and the like, and not by their text or headers,
+    /// which are encrypted.
     pub async fn messages(&self, mut query: Query) -> Result<Page> {
         query.product = Some(self.product_tag().to_owned());
         query.env = Some(self.slug().to_owned());
@@ -41,7 +46,9 @@ impl Env {
         if query.text.is_some() {
             inner.access.allow(Call::PayloadRead)?;
         }
+        self.sessions().translate(&mut query).await?;
         let mut page = inner.tracker.flushed().await?.query(&query).await?;
+        self.sessions().open_records(&mut page.messages).await?;
         let target = format!("{}/{}: a page of {}", self.product_tag(), self.slug(), page.messages.len());
         self.open_payloads(&mut page.messages, &target).await;
         Ok(page)

@@ -10,12 +10,13 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Code, Error, Result};
-use crate::history::Mark;
+use crate::history::{Content, Mark};
 use crate::lot::Lot as _;
 use crate::message::{Headers, MessageId, Millis, header, millis};
 use crate::produce::sender::{Answer, Times, answered};
 use crate::provider::Outgoing;
 use crate::route::Route;
+use crate::sessions::{Session, Stamp};
 use crate::store::{Claimed, IdempotencyClaim, LotEntry, LotMessage, LotState, Scope, Store};
 
 pub(crate) mod sender;
@@ -48,6 +49,10 @@ pub struct ProduceOptions {
     pub expires_at: Option<Millis>,
     /// Within this it is confirmed or fails; 30 s by default.
     pub timeout: Option<Duration>,
+    /// Who it is produced for; verified before anything is sent.
+    pub session: Option<Session>,
+    /// What the session stamps on the message, once it is verified.
+    pub(crate) stamp: Option<Arc<Stamp>>,
     /// The message it replays.
     pub(crate) replay_of: Option<MessageId>,
     /// The id it must carry, of a delayed publish that is due.
@@ -116,14 +121,21 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
     let timeout = options.timeout.unwrap_or(TIMEOUT);
     let times = Times { produced_at: now, since, deadline: since + timeout };
     admit(route, &payload, &options, now)?;
+    let stamp = match options.stamp {
+        None if options.trusted => route.sessions.stamp_of(&options.headers).await,
+        stamp => stamp,
+    };
     let ProduceOptions { key, mut headers, idempotency_key, window, replay_of, expires_at, .. } = options;
     let due = options.deliver_at.or_else(|| options.delay.map(|delay| now + millis(delay))).filter(|due| *due > now);
     let id = options.id.unwrap_or(new);
     if let Some(expires_at) = expires_at {
         headers.set(header::EXPIRES_AT, expires_at.to_string());
     }
+    if let Some(stamp) = &stamp {
+        headers.set(header::SESSION, stamp.header.clone());
+    }
     let Some(idempotency_key) = idempotency_key else {
-        let mark = replay_of.map(|replay_of| Box::new(Mark { replay_of: Some(replay_of), ..Mark::default() }));
+        let mark = (replay_of.is_some() || stamp.is_some()).then(|| mark(None, replay_of, stamp.as_deref()));
         if let Some(replay_of) = replay_of {
             headers.set(header::REPLAY_OF, Bytes::copy_from_slice(replay_of.as_bytes()));
         }
@@ -137,7 +149,7 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
     let scoped = format!("{}/{idempotency_key}", route.filed.address);
     let claim = IdempotencyClaim {
         key: scoped.clone(),
-        hash: hash(&payload),
+        hash: stamped_hash(&payload, stamp.as_deref()),
         id,
         owner: route.process.to_string(),
         lease: timeout + Duration::from_secs(5),
@@ -163,7 +175,7 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
     let sent = match due {
         Some(due) => wait(route, outgoing, due, now).await.map(drop),
         None => {
-            let mark = Box::new(Mark { idempotency_key: Some(idempotency_key.into()), replay_of, ..Mark::default() });
+            let mark = mark(Some(idempotency_key.into()), replay_of, stamp.as_deref());
             route.sender.send(outgoing, times, Some(mark)).await.map(drop)
         }
     };
@@ -183,6 +195,16 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
             Err(error)
         }
     }
+}
+
+/// What the record says beside the message.
+fn mark(idempotency_key: Option<Arc<str>>, replay_of: Option<MessageId>, stamp: Option<&Stamp>) -> Box<Mark> {
+    let content = match stamp.map(|stamp| &stamp.key) {
+        None => Content::Plain,
+        Some(Some(key)) => Content::Sealed(key.clone()),
+        Some(None) => Content::Withheld,
+    };
+    Box::new(Mark { session: stamp.map(|stamp| stamp.mark.clone()), idempotency_key, replay_of, content })
 }
 
 /// Claims the key; waits for a first publish that is still under way, up to the deadline.
@@ -218,7 +240,8 @@ fn check_size(route: &Route, payload: &Bytes, key: Option<&Bytes>, headers: usiz
 
 /// Checks a message against what the topic and the provider take.
 fn admit(route: &Route, payload: &Bytes, options: &ProduceOptions, now: Millis) -> Result<()> {
-    check_size(route, payload, options.key.as_ref(), options.headers.size())?;
+    let stamp = options.stamp.as_ref().map_or(0, |stamp| header::SESSION.len() + stamp.header.len());
+    check_size(route, payload, options.key.as_ref(), options.headers.size() + stamp)?;
     if !options.trusted
         && let Some((name, _)) = options.headers.iter().find(|(name, _)| name.starts_with(header::PREFIX) || name.is_empty())
     {
@@ -273,6 +296,12 @@ async fn wait(route: &Arc<Route>, outgoing: Outgoing, due_at: Millis, now: Milli
     }
     route.delayed.notify_one();
     Ok(Receipt { scope: route.delays.is_none().then(|| route.store.scope()), ..Receipt::of(id) })
+}
+
+/// What is kept of a payload to compare the next one with; of a session's it says nothing without the subject's key.
+fn stamped_hash(payload: &[u8], stamp: Option<&Stamp>) -> [u8; 32] {
+    let hash = hash(payload);
+    stamp.and_then(|stamp| stamp.key.as_ref()).map_or(hash, |key| key.digest(&hash))
 }
 
 /// Payloads are compared in RFC 8785 form, so that the order of fields and white space do not matter.

@@ -11,7 +11,7 @@ use crate::lot::Lot;
 use crate::message::{Headers, MessageId, header, now_ms};
 use crate::produce::{ProduceOptions, produce};
 use crate::provider::ReadFrom;
-use crate::store::{LotEntry, LotMessage, LotState};
+use crate::store::{LotEntry, LotMessage, LotState, erased};
 use crate::trunkline::Env;
 
 /// How a replay is done.
@@ -41,7 +41,7 @@ impl Env {
     /// Produces a recorded message anew: same payload and headers, a new id that says which one it replays.
     ///
     /// # Errors
-    /// `MESSAGE_NOT_FOUND` (`details.reason: payload_not_kept` if only the payload is gone), `ALREADY_REPLAYED` and, for a
+    /// `MESSAGE_NOT_FOUND` (`details.reason: payload_not_kept` if only the payload is gone, `erased` if its subject is), `ALREADY_REPLAYED` and, for a
     /// message that is still pending or retrying, `INPUT_INVALID` — the last two unless `force`.
     pub async fn replay(&self, id: MessageId, how: Replay) -> Result<Replayed> {
         let target = format!("{}/{}/{id}", self.product_tag(), self.slug());
@@ -65,6 +65,9 @@ impl Env {
                     .next("pass `force` to replay it all the same"));
             }
         }
+        if record.erased {
+            return Err(erased(id));
+        }
         let route = self.inner().route(self.product_tag(), self.slug(), &record.event).await?;
         let recorded = (record.headers.clone(), record.key.as_ref().map(|key| key.0.clone()));
         let (payload, (headers, key)) = match (how.payload, &record.payload) {
@@ -72,7 +75,9 @@ impl Env {
             (None, Some(payload)) => (payload.0.clone(), recorded),
             (None, None) => self.read_back(&route, &record).await?,
         };
-        let headers: Headers = headers.iter().filter(|(name, _)| !name.starts_with(header::PREFIX)).map(|(n, v)| (n, v.clone())).collect();
+        // Whose message it is stays with it.
+        let stays = |name: &str| !name.starts_with(header::PREFIX) || name == header::SESSION;
+        let headers: Headers = headers.iter().filter(|(name, _)| stays(name)).map(|(n, v)| (n, v.clone())).collect();
         let new = MessageId::now();
         match how.group {
             None => {

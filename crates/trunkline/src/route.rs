@@ -12,6 +12,7 @@ use crate::history::Filed;
 use crate::lot::topics::TopicLot;
 use crate::produce::sender::Sender;
 use crate::provider::{Provider, TopicSpec};
+use crate::sessions::Gate;
 use crate::store::Store;
 
 /// See the module.
@@ -31,6 +32,8 @@ pub(crate) struct Route {
     pub(crate) delays: Option<Arc<TopicLot>>,
     /// The lots of groups, where they are not in the store.
     pub(crate) lots: Mutex<HashMap<Arc<str>, Arc<TopicLot>>>,
+    /// For messages that carry a session already.
+    pub(crate) sessions: Arc<Gate>,
     /// For the registry.
     pub(crate) pulse: crate::background::Pulse,
     /// The number of this configuration of the env.

@@ -25,9 +25,10 @@ use crate::produce::{Plain, ProduceOptions, Queued, Receipt, produce, try_plain}
 use crate::provider::Provider;
 use crate::route::Route;
 use crate::secret::{Secret, Vault};
+use crate::sessions::{Gate, Session, Sessions};
 use crate::store::datadir::DataDir;
 use crate::store::sqlite::{Options as StoreOptions, SqliteStore};
-use crate::store::{Address, Store};
+use crate::store::{Address, SealedStore, Store};
 use crate::tracker::Tracker;
 
 /// An open instance. Cheap to clone; [`Trunkline::close`] ends it.
@@ -222,6 +223,9 @@ impl Builder {
         let key = self.access_key.or_else(|| std::env::var(ACCESS_KEY_ENV).ok().filter(|key| !key.is_empty()).map(Secret::new));
         let access = Arc::new(Access::open(store.clone(), key.as_ref(), &host).await?);
         let keyring = Arc::new(directory.keyring()?);
+        let sessions = Gate::new(store.clone(), keyring.clone());
+        // From here on nobody sees what sessions' subjects sent but through their keys.
+        let store: Arc<dyn Store> = Arc::new(SealedStore::new(store, sessions.vault.clone()));
         let catalog = Catalog::open(store.clone(), keyring.clone()).await?.guarded(access.clone());
         let vault = Vault::new(store.clone(), keyring);
         vault.refresh(catalog.version()).await?;
@@ -231,6 +235,7 @@ impl Builder {
             catalog,
             access,
             vault,
+            sessions,
             tracker,
             directory: directory.path().to_owned(),
             single_host: self.single_host,
@@ -274,6 +279,11 @@ impl Env {
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.0.inner
+    }
+
+    /// The product's sessions.
+    pub(crate) fn sessions(&self) -> Sessions {
+        Sessions::of(&self.0.inner, self.0.product.clone())
     }
 
     /// The product's tag.
@@ -341,8 +351,17 @@ impl Env {
         Ok(futures_util::future::join_all(sent).await)
     }
 
+    /// The options with their session verified, and what it stamps on the message in its place.
+    async fn verified(&self, mut options: ProduceOptions) -> Result<ProduceOptions> {
+        if let Some(session) = options.session.take() {
+            options.stamp = Some(self.sessions().check(&session).await?.stamp.clone());
+        }
+        Ok(options)
+    }
+
     /// Produces on the route; on the one that took its place if it was closed meanwhile, since the env moved.
     pub(crate) async fn produce_on(&self, mut route: Arc<Route>, event: &str, payload: Bytes, options: ProduceOptions) -> Result<Receipt> {
+        let options = self.verified(options).await?;
         loop {
             let sent = produce(&route, payload.clone(), options.clone()).await;
             match sent {
@@ -431,6 +450,19 @@ impl<'a> Produce<'a> {
         self
     }
 
+    /// Who it is produced for: a token with its tag, as a session's start gives it. It is verified before anything is sent
+    /// (`SESSION_INVALID`); the user's context then travels with the message.
+    ///
+    /// ```no_run
+    /// # async fn doc(shop: trunkline::Env, token: String) -> trunkline::Result<()> {
+    /// shop.produce("order-events:order-created", &serde_json::json!({ "orderId": "123" })).session(token).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn session(mut self, session: impl Into<Session>) -> Self {
+        self.rest().session = Some(session.into());
+        self
+    }
+
     /// Confirmed within this, or failed (default 30 s).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.rest().timeout = Some(timeout);
@@ -489,6 +521,7 @@ impl<'a> Produce<'a> {
         let options = ProduceOptions { key, ..options.map(|options| *options).unwrap_or_default() };
         Ok(Progress::Longer(Box::pin(async move {
             let route = env.route(event).await?;
+            let options = env.verified(options).await?;
             env.produce_on(route, event, payload?, options).await
         })))
     }

@@ -3,12 +3,14 @@
 use serde_json::{Map, Value};
 
 use super::record::{Ordering, OwnName, QueueUrl};
+use super::session::{Period, SessionDoc, field_of};
 use crate::capability::Durability;
 use crate::config::fields::{Field, INPUT, Kind, is_absent, join};
 use crate::config::{self, ProviderKind};
 use crate::error::{Error, Result};
 use crate::event::{Event, check_tag};
 use crate::history::Capture;
+use crate::message::Millis;
 use crate::policy_config::{Defaults, Retention};
 
 const SLUGS: &[&str] = &["env", "env_slug", "env_type"];
@@ -83,6 +85,106 @@ fn queue_urls(path: &str, value: &Value) -> Result<()> {
         Value::String(_) => Ok(()),
         Value::Array(_) => read_queue_urls(path, value, &[]).map(drop),
         _ => Err(INPUT.wrong(path, "a URL or a list of { env_slug, url }", value)),
+    }
+}
+
+const EXPIRY_MOST: i64 = 1_000_000_000;
+
+macro_rules! session_fields {
+    ($($required:ident)?) => {
+        &[
+            PRODUCT,
+            Field::new("name", Kind::Text)$(.$required())?,
+            Field::new("tag", Kind::Tag)$(.$required())?,
+            Field::new("description", Kind::Text),
+            Field::new("selector", Kind::By(selector))$(.$required())?,
+            Field::new("expiry", Kind::Int(1, EXPIRY_MOST))$(.$required())?,
+            Field::new("period", Kind::Word(&["seconds", "minutes", "hours", "days"]))$(.$required())?,
+            Field::new("schema", Kind::By(sample))$(.$required())?,
+        ]
+    };
+}
+
+const SESSION: &[Field] = session_fields!(required);
+const SESSION_PATCH: &[Field] = session_fields!();
+
+fn selector(path: &str, value: &Value) -> Result<()> {
+    match value.as_str() {
+        Some(text) if field_of(text).is_some() => Ok(()),
+        _ => Err(INPUT.wrong(path, "a text of the form $Session{field}", value)),
+    }
+}
+
+fn sample(path: &str, value: &Value) -> Result<()> {
+    if value.is_object() { Ok(()) } else { Err(INPUT.wrong(path, "a sample of the data (an object)", value)) }
+}
+
+/// What a create or an update of a session definition says.
+#[derive(Debug, Clone)]
+pub(crate) struct SessionInput {
+    pub(crate) product: Option<String>,
+    pub(crate) tag: Option<String>,
+    name: Option<String>,
+    description: Option<String>,
+    selector: Option<String>,
+    expiry: Option<u64>,
+    period: Option<Period>,
+    schema: Option<Value>,
+}
+
+impl SessionInput {
+    pub(crate) fn create(product: Option<&str>, input: &Value) -> Result<Self> {
+        SessionInput::read(product, SESSION, input)
+    }
+
+    pub(crate) fn update(product: Option<&str>, patch: &Value) -> Result<Self> {
+        SessionInput::read(product, SESSION_PATCH, patch)
+    }
+
+    fn read(product: Option<&str>, fields: &'static [Field], input: &Value) -> Result<Self> {
+        let mut map = INPUT.object("", fields, input)?;
+        Ok(SessionInput {
+            product: product_of(product, &mut map)?,
+            tag: take(&mut map, "tag"),
+            name: take(&mut map, "name"),
+            description: take(&mut map, "description"),
+            selector: take(&mut map, "selector"),
+            expiry: map.get("expiry").and_then(Value::as_u64),
+            period: word(&mut map, "period"),
+            schema: map.remove("schema"),
+        })
+    }
+
+    /// The definition that a create makes.
+    pub(crate) fn fresh(&self, product: &str, now: Millis) -> Result<SessionDoc> {
+        let required = |field: &'static str| move || Error::input(field, format!("`{field}` is required"));
+        let tag = self.tag.clone().ok_or_else(required("tag"))?;
+        Ok(SessionDoc {
+            name: self.name.clone().unwrap_or_else(|| tag.clone()),
+            tag,
+            description: self.description.clone(),
+            product: product.to_owned(),
+            selector: self.selector.clone().ok_or_else(required("selector"))?,
+            expiry: self.expiry.ok_or_else(required("expiry"))?,
+            period: self.period.ok_or_else(required("period"))?,
+            schema: self.schema.clone().ok_or_else(required("schema"))?,
+            created_at: now,
+            updated_at: now,
+        })
+    }
+
+    /// What a definition becomes.
+    pub(crate) fn over(&self, old: &SessionDoc) -> SessionDoc {
+        let old = old.clone();
+        SessionDoc {
+            name: self.name.clone().unwrap_or(old.name),
+            description: self.description.clone().or(old.description),
+            selector: self.selector.clone().unwrap_or(old.selector),
+            expiry: self.expiry.unwrap_or(old.expiry),
+            period: self.period.unwrap_or(old.period),
+            schema: self.schema.clone().unwrap_or(old.schema),
+            ..old
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::record::{BrokerDoc, EnvDoc, GroupDoc, ProductDoc, TopicDoc};
 use super::route::RouteEntry;
+use super::session::SessionDoc;
 use crate::config::shape::{did_you_mean, nearest};
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
@@ -22,12 +23,13 @@ pub struct Snapshot {
     products: BTreeMap<Arc<str>, Arc<ProductNode>>,
 }
 
-/// A product with its brokers.
+/// A product with its brokers and session definitions.
 #[derive(Debug, Clone)]
 pub(crate) struct ProductNode {
     pub(crate) tag: Arc<str>,
     pub(crate) doc: Arc<ProductDoc>,
     pub(crate) brokers: BTreeMap<Arc<str>, Arc<BrokerNode>>,
+    pub(crate) sessions: BTreeMap<Arc<str>, Arc<SessionDoc>>,
 }
 
 /// A broker with its topics by short tag.
@@ -93,8 +95,10 @@ impl Snapshot {
             DocKind::Product => {
                 let read: Arc<ProductDoc> = Arc::new(read(doc)?);
                 let tag: Arc<str> = read.tag.as_str().into();
-                let brokers = self.products.get(&tag).map(|node| node.brokers.clone()).unwrap_or_default();
-                self.products.insert(tag.clone(), Arc::new(ProductNode { tag, doc: read, brokers }));
+                let old = self.products.get(&tag);
+                let brokers = old.map(|node| node.brokers.clone()).unwrap_or_default();
+                let sessions = old.map(|node| node.sessions.clone()).unwrap_or_default();
+                self.products.insert(tag.clone(), Arc::new(ProductNode { tag, doc: read, brokers, sessions }));
             }
             DocKind::Broker => {
                 let read: Arc<BrokerDoc> = Arc::new(read(doc)?);
@@ -123,6 +127,11 @@ impl Snapshot {
                 let node = TopicNode::new(&broker.doc, topic.doc.clone(), groups);
                 broker.topics.insert(read.event.topic().into(), Arc::new(node));
             }
+            DocKind::Session => {
+                let read: Arc<SessionDoc> = Arc::new(read(doc)?);
+                let Some(product) = self.product_mut(&read.product) else { return orphan(doc) };
+                product.sessions.insert(read.tag.as_str().into(), read);
+            }
         }
         Ok(())
     }
@@ -135,6 +144,7 @@ impl Snapshot {
         match kind {
             DocKind::Product => drop(self.products.remove(product)),
             DocKind::Broker => drop(self.product_mut(product).map(|node| node.brokers.remove(broker))),
+            DocKind::Session => drop(self.product_mut(product).map(|node| node.sessions.remove(broker_or_event))),
             DocKind::Topic => drop(self.broker_mut(product, broker).map(|node| node.topics.remove(topic))),
             DocKind::Group => {
                 let group = parts.next().unwrap_or_default();
@@ -169,6 +179,9 @@ impl Snapshot {
                         docs.push(doc(DocKind::Group, group_path(&product.tag, &group.event, &group.name), group)?);
                     }
                 }
+            }
+            for session in product.sessions.values() {
+                docs.push(doc(DocKind::Session, session_path(&product.tag, &session.tag), session)?);
             }
         }
         Ok(docs)
@@ -245,6 +258,10 @@ pub(crate) fn topic_path(product: &str, event: &Event) -> String {
 
 pub(crate) fn group_path(product: &str, event: &Event, group: &str) -> String {
     format!("{product}/{event}/{group}")
+}
+
+pub(crate) fn session_path(product: &str, tag: &str) -> String {
+    format!("{product}/{tag}")
 }
 
 /// A document for the store.

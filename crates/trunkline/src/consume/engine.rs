@@ -22,7 +22,7 @@ use crate::history::Filed;
 use crate::lot::{Lot, LotFeed};
 use crate::policy::Schedule;
 use crate::provider::{GroupSpec, Prefetch, Provider, SubscribeOptions, Subscription, TopicSpec};
-use crate::store::{LotEntry, Store};
+use crate::store::{LotEntry, SessionRef, Store};
 use crate::tracker::Tracker;
 
 /// How a consumer works. Defaults are the documented ones.
@@ -81,6 +81,8 @@ pub(crate) struct Parts {
     pub(crate) route_epoch: u64,
     /// Whether its group is paused: then nothing is received before it is resumed.
     pub(crate) paused: bool,
+    /// The session it consumes with.
+    pub(crate) session: Option<Arc<SessionRef>>,
     pub(crate) options: Options,
     /// Shared with the other consumers of the group in this process.
     pub(crate) share: Arc<GroupShare>,

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::event::Event;
-use crate::history::SessionMark;
 use crate::message::{Headers, MessageId, Millis};
+use crate::sessions::SessionContext;
 
 /// What a handler says of a message.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,8 +88,6 @@ pub struct Context {
     pub headers: Headers,
     /// When it was produced, in ms since 1970.
     pub produced_at: Millis,
-    /// The session it was produced with.
-    pub session: Option<Arc<SessionMark>>,
     /// For the handler's own writes.
     pub fence: Fence,
     /// Cancelled when the handler shall stop: its timeout passed, the shard was lost, or the consumer closes for good.
@@ -113,6 +111,12 @@ impl Context {
     #[must_use]
     pub fn drop_message(&self) -> Verdict {
         Verdict::Drop
+    }
+
+    /// The session it was produced with: who it is for, and the data of the session.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionContext> {
+        SessionContext::of(&self.headers)
     }
 
     /// The key as text, if it is UTF-8.

@@ -11,6 +11,7 @@ use crate::consume::state::Cause;
 use crate::delivery::{Delivery, EnvelopeId};
 use crate::error::{Code, Error, Result};
 use crate::history::{Attempt, Step};
+use crate::lot::ERASED;
 use crate::message::{MessageId, header, now_ms};
 use crate::policy::is_crash_loop;
 use crate::provider::{Prefetch, Signal, Subscription, SubscriptionState};
@@ -219,6 +220,10 @@ impl Engine {
     pub(super) fn unfit(&self, work: &Work) -> Option<&'static str> {
         if work.broken {
             return Some("broken_envelope");
+        }
+        // What comes from the broker may call itself what it likes; in the lot the word is ours.
+        if matches!(work.source, Source::Lot(_)) && work.headers.get(header::ERASED).is_some() {
+            return Some(ERASED);
         }
         is_crash_loop(&self.options.schedule, work.deliveries).then_some("crash_loop")
     }

@@ -268,6 +268,7 @@ impl Engine {
                 filed: self.filed.clone(),
                 group: self.group.clone(),
                 consumer: self.member.clone(),
+                session: self.session.clone(),
                 items: attempts,
             });
         }

@@ -14,7 +14,7 @@ use crate::consume::lanes::{Idle, Source, Work};
 use crate::consume::settle::{Finished, Then};
 use crate::consume::state::Cause;
 use crate::history::{Attempt, Step};
-use crate::message::{header, millis, now_ms};
+use crate::message::{millis, now_ms};
 use crate::policy::{Decision, Outcome, Standing, decide};
 use crate::store::LotState;
 
@@ -145,7 +145,6 @@ impl Engine {
                 key: work.key.clone(),
                 headers: work.headers.clone(),
                 produced_at: work.produced_at,
-                session: work.headers.get(header::SESSION).and_then(|mark| serde_json::from_slice(mark).ok()).map(Arc::new),
                 fence: Fence {
                     shard: work.position.shard,
                     // Without owners the position alone says which of two runs is later.

@@ -18,7 +18,8 @@ brokers:
       - tag: created
         sample: { orderId: '1' }
       - { tag: 'order-events:paid', name: Paid, ordering: key, defaults: { retry: { delays: [1s, 30s] } } }
-sessions: []
+sessions:
+  - { tag: user, selector: "$Session{userId}", expiry: 7, period: days, schema: { userId: '1' } }
 ";
 
 fn file(text: &str) -> File {
@@ -38,7 +39,7 @@ fn what_is_wrong_is_refused() {
         ("prodct: a", Code::InputInvalid, "prodct"),
         ("product: a b", Code::InputInvalid, "product"),
         ("brokers: 3", Code::InputInvalid, "brokers"),
-        ("sessions: [{ tag: x }]", Code::InputInvalid, "sessions"),
+        ("sessions: [{ tag: x }]", Code::InputInvalid, "selector"),
         ("caches: [{ tag: x }]", Code::InputInvalid, "caches"),
         ("store: { singleHost: hunter2-hunter2 }", Code::InputInvalid, "store.singleHost"),
         ("brokers: [{ tag: b }]", Code::InputInvalid, "envs"),
@@ -75,7 +76,7 @@ async fn a_plan_writes_nothing_and_an_apply_is_done_once() {
     let catalog = catalog().await;
     let read = file(FILE);
     let plan = read.plan(&catalog, None, false).await.expect("plan");
-    assert_eq!(actions(&plan), [("order-events", Create), ("order-events:created", Create), ("order-events:paid", Create)]);
+    assert_eq!(actions(&plan), [("order-events", Create), ("order-events:created", Create), ("order-events:paid", Create), ("user", Create)]);
     assert!(catalog.list_products().is_empty());
     assert_eq!(plan[0].after.as_ref().expect("after")["envs"][1]["config"]["password"], "***");
     assert!(!format!("{plan:?}").contains(SECRET));
@@ -114,7 +115,7 @@ async fn only_prune_removes() {
     assert!(kept.iter().all(|change| change.action == Action::Unchanged || change.tag == "order-events"), "{kept:?}");
     let pruned = less.apply(&catalog, None, true).await.expect("apply");
     let gone: Vec<_> = pruned.iter().filter(|change| change.action == Action::Delete).map(|change| change.tag.as_str()).collect();
-    assert_eq!(gone, ["old", "order-events:created"]);
+    assert_eq!(gone, ["old", "order-events:created", "user"]);
     let brokers = catalog.list_brokers("shop").expect("list");
     assert_eq!((brokers.len(), brokers[0].envs.len(), brokers[0].topics.len()), (1, 1, 1));
     assert_eq!(brokers[0].topics[0].physical.keys().collect::<Vec<_>>(), ["dev"]);

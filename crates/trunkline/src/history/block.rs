@@ -26,8 +26,10 @@ thread_local! {
 
 /// What every block starts with.
 pub(super) const MAGIC: [u8; 4] = *b"TLHB";
-/// The version this code writes; it reads no newer one.
-pub(super) const VERSION: u16 = 1;
+/// The newest version this code writes, for blocks that hold sessions; it reads no newer one.
+pub(super) const VERSION: u16 = 2;
+/// The version of all other blocks.
+const PLAIN: u16 = 1;
 /// Bytes of the header before its sections.
 pub(super) const FIXED_HEAD: usize = 24;
 /// Bytes of the header per section.
@@ -122,10 +124,10 @@ impl Head {
     }
 
     /// The bytes of the whole header with its check sum.
-    pub(super) fn encode(&self, level: u8, out: &mut Vec<u8>) {
+    pub(super) fn encode(&self, level: u8, is_newer: bool, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&if is_newer { VERSION } else { PLAIN }.to_le_bytes());
         out.extend_from_slice(&(self.sections.len() as u16).to_le_bytes());
         out.extend_from_slice(&self.records.to_le_bytes());
         out.extend_from_slice(&self.base.to_le_bytes());

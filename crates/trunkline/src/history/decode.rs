@@ -5,8 +5,9 @@ use crate::message::MessageId;
 
 use super::block::{AT_FIXED, AT_IDS, Fault, Head, Read, id_at};
 use super::encode::{COLUMNS, Column, flag};
-use super::row::{HeadersOf, Kind, Place, Row};
+use super::row::{HeadersOf, Kind, KeyOf, Place, Row};
 use super::wire::Input;
+use crate::sessions::TAG;
 
 type Span = (u32, u32);
 
@@ -27,6 +28,8 @@ struct Cell {
     offset: u64,
     size: u64,
     session: [u32; 3],
+    /// The place of the subject's id among the texts, from 1; 0: not encrypted.
+    key_id: u32,
     code: u32,
     text: u32,
     key: Span,
@@ -34,6 +37,13 @@ struct Cell {
     idempotency: Span,
     other: u32,
     payload: u64,
+}
+
+impl Cell {
+    /// Bytes of the payload as it lies there.
+    fn stored_size(&self) -> u64 {
+        self.size + if self.key_id == 0 { 0 } else { TAG as u64 }
+    }
 }
 
 /// The metadata of a block, decompressed.
@@ -147,12 +157,12 @@ impl Table {
         for (run, section) in self.head.sections[super::block::AT_PAYLOAD..].iter().enumerate() {
             let raw = u64::from(section.raw);
             // An empty payload at the very end of a run belongs to it as well as to the next.
-            if start + cell.size <= raw {
-                return Some((run, start as usize..(start + cell.size) as usize));
+            if start + cell.stored_size() <= raw {
+                return Some((run, start as usize..(start + cell.stored_size()) as usize));
             }
             start = start.checked_sub(raw)?;
         }
-        (cell.size == 0).then_some((usize::MAX, 0..0))
+        (cell.stored_size() == 0).then_some((usize::MAX, 0..0))
     }
 
     /// One record. Without `varied` it has no key, headers, idempotency key and other id.
@@ -179,6 +189,7 @@ impl Table {
             attempts: cell.attempts,
             position: has(flag::POSITION).then_some(Position { shard: cell.shard, offset: cell.offset }),
             session: has(flag::SESSION).then(|| cell.session.map(|name| self.text(name))),
+            key_of: cell.key_id.checked_sub(1).map_or(KeyOf::Plain, |at| KeyOf::Stored(self.text(at))),
             idempotency_key: varied
                 .filter(|_| has(flag::IDEMPOTENCY))
                 .and_then(|varied| std::str::from_utf8(varied.get(2, cell.idempotency)).ok()),
@@ -222,7 +233,7 @@ impl Cells<'_> {
         let has = |bit: u64| flags & bit != 0;
         let mut cell = Cell { kind: kind as u8, flags: u16::try_from(flags).ok()?, ..Cell::default() };
         cell.place = self.columns[Column::Place as usize].small().filter(|at| *at < self.places)?;
-        self.number(Column::KeyId)?;
+        cell.key_id = self.columns[Column::KeyId as usize].small().filter(|at| *at <= self.texts)?;
         cell.at = id.millis().wrapping_add_signed(self.columns[Column::At as usize].signed()?);
         if has(flag::KEY) {
             if !has(flag::SAME_KEY) {
@@ -237,6 +248,7 @@ impl Cells<'_> {
             cell.first = self.number(Column::First)?;
             cell.run = self.number(Column::Run)?;
             cell.attempts = self.columns[Column::Attempts as usize].small()?;
+            self.session(flags, &mut cell)?;
         } else if kind.is_produce() {
             cell.who = self.text(Column::Who)?;
             cell.first = self.number(Column::First)?;
@@ -264,15 +276,20 @@ impl Cells<'_> {
         if flags & flag::HEADERS != 0 {
             cell.headers = self.span(Column::HeadersLen, 1)?;
         }
-        if flags & flag::SESSION != 0 {
-            cell.session = [self.text(Column::Session)?, self.text(Column::Session)?, self.text(Column::Session)?];
-        }
+        self.session(flags, cell)?;
         if flags & flag::IDEMPOTENCY != 0 {
             cell.idempotency = self.span(Column::IdempotencyLen, 2)?;
         }
         if flags & flag::PAYLOAD != 0 {
             cell.payload = self.payload;
-            self.payload = self.payload.checked_add(cell.size)?;
+            self.payload = self.payload.checked_add(cell.stored_size())?;
+        }
+        Some(())
+    }
+
+    fn session(&mut self, flags: u64, cell: &mut Cell) -> Option<()> {
+        if flags & flag::SESSION != 0 {
+            cell.session = [self.text(Column::Session)?, self.text(Column::Session)?, self.text(Column::Session)?];
         }
         Some(())
     }

@@ -9,7 +9,7 @@ use crate::message::{Headers, Millis};
 
 use super::block::{FILTER, FIXED, FIXED_HEAD, Head, IDS, PAYLOAD, PAYLOAD_RUN, SECTION_HEAD, Section, VARIED};
 use super::levels::level_of;
-use super::row::{HeadersOf, Row};
+use super::row::{HeadersOf, KeyOf, Row};
 use super::terms::{self, Term};
 use super::wire::{put, put_bytes, put_signed};
 
@@ -129,6 +129,8 @@ pub(super) struct Encoder {
     ids: Vec<u128>,
     kinds: u16,
     messages: u32,
+    /// It says something that the first version of blocks has no words for.
+    is_newer: bool,
     offsets: [u64; 64],
     last_key: (u128, std::ops::Range<usize>),
     run: Vec<u8>,
@@ -156,6 +158,7 @@ impl Encoder {
             ids: Vec::new(),
             kinds: 0,
             messages: 0,
+            is_newer: false,
             offsets: [0; 64],
             last_key: (0, 0..0),
             run: Vec::new(),
@@ -181,7 +184,7 @@ impl Encoder {
         self.last_place = (0, 0);
         self.terms.clear();
         self.ids.clear();
-        (self.kinds, self.messages) = (0, 0);
+        (self.kinds, self.messages, self.is_newer) = (0, 0, false);
         self.offsets = [0; 64];
         self.last_key = (0, 0..0);
         self.run.clear();
@@ -208,6 +211,7 @@ impl Encoder {
         let place = self.place(row);
         self.put(Column::Place, u64::from(place));
         let mut flags = self.key(id, row.key);
+        let mut key_id = 0;
         self.ids.push(id);
         self.put_signed(Column::At, row.at as i64 - id_ms);
         if row.kind.is_step() {
@@ -219,14 +223,16 @@ impl Encoder {
             self.put(Column::First, row.first_us);
             self.put(Column::Run, row.run_us);
             self.put(Column::Attempts, u64::from(row.attempts));
+            flags |= self.session(row.session);
+            self.is_newer |= row.session.is_some();
         } else if row.kind.is_produce() {
             self.messages += 1;
             let who = self.dictionary.intern(Term::Producer, row.who, &mut self.terms);
             self.put(Column::Who, u64::from(who));
             self.put(Column::First, row.first_us);
             self.put(Column::Size, row.size);
-            flags |= self.headers(row.headers) | self.session(row.session) | self.idempotency(row.idempotency_key);
-            flags |= self.payload(row.payload)?;
+            flags |= self.session(row.session) | self.idempotency(row.idempotency_key);
+            flags |= self.content(row, &mut key_id)?;
         }
         if let Some(position) = row.position {
             flags |= flag::POSITION;
@@ -246,8 +252,8 @@ impl Encoder {
             self.put(Column::Text, u64::from(text));
         }
         self.put(Column::Flags, flags);
-        // The key it is encrypted with: reserved, no record is yet.
-        self.columns[Column::KeyId as usize].push(0);
+        // The key it is encrypted with: its place among the texts, from 1.
+        self.put(Column::KeyId, key_id);
         Ok(())
     }
 
@@ -287,6 +293,36 @@ impl Encoder {
         self.last_key = (id, start..self.varied[0].len());
         self.put(Column::KeyLen, key.len() as u64);
         flag::KEY
+    }
+
+    /// Headers and payload, as they are or encrypted: then nothing can be asked of the headers either.
+    fn content(&mut self, row: &Row<'_>, key_id: &mut u64) -> Result<u64> {
+        let subject = match row.key_of {
+            KeyOf::Plain => return Ok(self.headers(row.headers) | self.payload(row.payload)?),
+            KeyOf::Live(key) => &**key.id(),
+            KeyOf::Stored(subject) => subject,
+        };
+        *key_id = u64::from(self.dictionary.intern(Term::Plain, subject, &mut self.terms)) + 1;
+        self.is_newer = true;
+        match (row.key_of, row.headers) {
+            (KeyOf::Live(key), headers) => {
+                let mut plain = Vec::new();
+                match headers {
+                    HeadersOf::Live(headers) => headers.encode(&mut plain),
+                    HeadersOf::Stored(bytes) => plain.extend_from_slice(bytes),
+                }
+                let (headers, payload) = key.seal_parts(row.id.as_bytes(), &plain, row.payload)?;
+                Ok(self.put_headers(&headers) | self.payload(payload.as_deref())?)
+            }
+            (_, HeadersOf::Stored(bytes)) => Ok(self.put_headers(bytes) | self.payload(row.payload)?),
+            (_, HeadersOf::Live(_)) => self.payload(row.payload),
+        }
+    }
+
+    fn put_headers(&mut self, bytes: &[u8]) -> u64 {
+        self.varied[1].extend_from_slice(bytes);
+        self.put(Column::HeadersLen, bytes.len() as u64);
+        flag::HEADERS
     }
 
     fn headers(&mut self, headers: HeadersOf<'_>) -> u64 {
@@ -402,7 +438,7 @@ impl Encoder {
             top: head + sections[1].stored,
         };
         out.reserve_exact(header + body.len() + self.runs.len());
-        Head { records: meta.records, base, sections }.encode(level, out);
+        Head { records: meta.records, base, sections }.encode(level, self.is_newer, out);
         out.extend_from_slice(&body);
         out.extend_from_slice(&self.runs);
         self.scratch = body;

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::delivery::Position;
 use crate::message::{MessageId, Millis};
 use crate::provider::Outgoing;
-use crate::store::Address;
+use crate::sessions::SubjectKey;
+use crate::store::{Address, SessionRef};
 
 #[cfg(feature = "sqlite")]
 mod ask;
@@ -120,7 +121,8 @@ pub struct SessionMark {
     pub tag: String,
     /// The session's id.
     pub id: String,
-    /// The value of the selector.
+    /// The value of the selector; nothing if it was erased.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub identifier: String,
 }
 
@@ -133,6 +135,18 @@ pub struct Failure {
     pub message: String,
 }
 
+/// How the content of a message is kept.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Content {
+    /// As it is.
+    #[default]
+    Plain,
+    /// Encrypted with this key.
+    Sealed(Arc<SubjectKey>),
+    /// Not at all: it would have to be encrypted, and there is no key.
+    Withheld,
+}
+
 /// What the record says beside the message, where it says anything.
 #[derive(Debug, Clone, Default)]
 pub struct Mark {
@@ -142,6 +156,8 @@ pub struct Mark {
     pub idempotency_key: Option<Arc<str>>,
     /// The message it replays.
     pub replay_of: Option<MessageId>,
+    /// How headers and payload are kept.
+    pub(crate) content: Content,
 }
 
 /// What became of a produce: confirmed, or given up.
@@ -224,6 +240,8 @@ pub enum Batch {
         group: Arc<str>,
         /// The consumer's id in the registry.
         consumer: Arc<str>,
+        /// The session it consumes with.
+        session: Option<Arc<SessionRef>>,
         /// Its attempts.
         items: Vec<Attempt>,
     },

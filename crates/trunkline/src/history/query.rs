@@ -42,6 +42,9 @@ pub struct Query {
     pub session: Option<String>,
     /// The session's identifier.
     pub identifier: Option<String>,
+    /// The subjects that the identifier stands for: in records that are encrypted their ids are in its place.
+    #[serde(skip)]
+    pub(crate) subjects: Vec<String>,
     /// The producer's id.
     pub producer: Option<String>,
     /// A header, as `name=value`.
@@ -197,7 +200,12 @@ impl Query {
             put(Term::Key, &self.key);
         }
         put(Term::Session, &self.session);
-        put(Term::Identifier, &self.identifier);
+        // One term that a block must hold; of several it would have to hold any.
+        match &*self.subjects {
+            [] => put(Term::Identifier, &self.identifier),
+            [one] => put(Term::Identifier, &Some(one.clone())),
+            _ => {}
+        }
         put(Term::Producer, &self.producer);
         put(Term::Header, &self.header);
         if self.kinds().iter().all(|kind| kind.is_step()) {
@@ -225,7 +233,12 @@ impl Query {
         }
         is(&self.producer, row.who)
             && self.session.as_ref().is_none_or(|want| row.session.is_some_and(|session| session[1] == want))
-            && self.identifier.as_ref().is_none_or(|want| row.session.is_some_and(|session| session[2] == want))
+            && (self.identifier.is_none() || row.session.is_some_and(|session| self.is_of(session[2])))
+    }
+
+    /// Whether a record with this identifier, or subject, is of the one asked for.
+    fn is_of(&self, identifier: &str) -> bool {
+        if self.subjects.is_empty() { self.identifier.as_deref() == Some(identifier) } else { self.subjects.iter().any(|id| id == identifier) }
     }
 
     /// Whether the message is one that was asked for.
@@ -237,9 +250,7 @@ impl Query {
             Some(Some(group)) => group.status,
             None => record.status,
         };
-        let session = |want: &Option<String>, id: bool| {
-            want.as_ref().is_none_or(|want| record.session.as_ref().is_some_and(|s| *want == if id { &*s.id } else { &*s.identifier }))
-        };
+        let session = record.session.as_ref();
         is(&self.product, &record.product)
             && is(&self.env, &record.env)
             && is(&self.broker, &record.broker_tag)
@@ -247,8 +258,8 @@ impl Query {
             && self.status.is_none_or(|want| want == status)
             && self.category.is_none_or(|want| want == record.category)
             && self.key.as_ref().is_none_or(|want| record.key.as_ref().is_some_and(|key| *key.0 == *want.as_bytes()))
-            && session(&self.session, true)
-            && session(&self.identifier, false)
+            && self.session.as_ref().is_none_or(|want| session.is_some_and(|session| session.id == *want))
+            && (self.identifier.is_none() || session.is_some_and(|session| self.is_of(&session.identifier)))
             && self.producer.as_ref().is_none_or(|want| record.producer.as_ref() == Some(want))
             && self
                 .header

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::delivery::Position;
 use crate::message::{Headers, MessageId, Millis};
 
-use super::row::{HeadersOf, Kind, Row};
+use super::row::{HeadersOf, Kind, KeyOf, Row};
 use super::{SessionMark, Step};
+use crate::store::SessionRef;
 
 /// A time in milliseconds since 1970; RFC 3339 in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,6 +128,9 @@ pub struct GroupRecord {
     /// Acked without success, by the handler's word.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dropped: bool,
+    /// The session that its consumer works with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionRef>,
 }
 
 /// One step of the life line.
@@ -181,6 +185,9 @@ pub struct Record {
     pub payload: Option<Payload>,
     /// Bytes of the payload, kept or not.
     pub size: u64,
+    /// The subject of its session was erased: headers and payload cannot be read any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub erased: bool,
     /// The session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionMark>,
@@ -208,6 +215,27 @@ pub struct Record {
     /// All that happened, in order. Not in JSON.
     #[serde(skip)]
     pub life: Vec<Moment>,
+    /// Headers and payload while they are encrypted. Not in JSON.
+    #[serde(skip)]
+    pub(crate) sealed: Option<Box<Sealed>>,
+}
+
+/// Headers and payload of a session's message, as they are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Sealed {
+    /// Names the key.
+    pub(crate) subject: String,
+    pub(crate) headers: Bytes,
+    pub(crate) payload: Option<Bytes>,
+}
+
+impl Sealed {
+    /// What of a record is encrypted.
+    fn of(row: &Row<'_>) -> Option<Box<Sealed>> {
+        let (KeyOf::Stored(subject), HeadersOf::Stored(headers)) = (row.key_of, row.headers) else { return None };
+        let (headers, payload) = (Bytes::copy_from_slice(headers), row.payload.map(Bytes::copy_from_slice));
+        Some(Box::new(Sealed { subject: subject.into(), headers, payload }))
+    }
 }
 
 /// Microseconds as milliseconds.
@@ -230,6 +258,7 @@ impl Record {
             None => Status::Pending,
         };
         let (broker, topic) = main.place.event.split_once(':').unwrap_or_default();
+        let sealed = Sealed::of(main);
         Some(Record {
             process_id: main.id,
             event_id: main.id,
@@ -243,12 +272,14 @@ impl Record {
             category: category(last.kind),
             key: main.key.or_else(|| rows.iter().find_map(|row| row.key)).map(|key| Text(Bytes::copy_from_slice(key))),
             headers: match main.headers {
+                _ if sealed.is_some() => Headers::new(),
                 HeadersOf::Live(headers) => headers.clone(),
                 HeadersOf::Stored(bytes) => Headers::decode(&Bytes::copy_from_slice(bytes)).unwrap_or_default(),
             },
-            payload: main.payload.map(|payload| Payload(Bytes::copy_from_slice(payload))),
+            payload: main.payload.filter(|_| sealed.is_none()).map(|payload| Payload(Bytes::copy_from_slice(payload))),
             size: main.size,
-            session: main.session.map(|[tag, id, identifier]| SessionMark {
+            erased: false,
+            session: main.session.filter(|_| main.kind.is_produce()).map(|[tag, id, identifier]| SessionMark {
                 tag: tag.into(),
                 id: id.into(),
                 identifier: identifier.into(),
@@ -262,6 +293,7 @@ impl Record {
             position: main.position,
             failure: (main.kind == Kind::Failed).then(|| (main.code.into(), main.text.unwrap_or_default().into())),
             life: rows.iter().map(moment).collect(),
+            sealed,
         })
     }
 }
@@ -305,6 +337,7 @@ fn group(name: &str, rows: &[Row<'_>]) -> Option<GroupRecord> {
         run_ms: ms(last.run_us),
         error: last.text.or_else(|| steps().rfind(|row| row.text.is_some() && !is_done).and_then(|row| row.text)).map(Into::into),
         dropped: last.kind == Kind::Dropped,
+        session: last.session.map(|[tag, id, _]| SessionRef { tag: tag.into(), id: id.into() }),
     })
 }
 

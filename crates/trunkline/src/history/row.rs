@@ -5,8 +5,10 @@ use crate::message::{Headers, MessageId, Millis};
 use crate::provider::Outgoing;
 
 use super::wire::cut;
-use super::{Attempt, Batch, Class, Filed, Step};
+use super::{Attempt, Batch, Class, Content, Filed, Step};
 use super::{Capture, Produced};
+use crate::sessions::SubjectKey;
+use crate::store::SessionRef;
 
 /// The longest error text that is kept, in bytes.
 pub(super) const TEXT_MAX: usize = 4_096;
@@ -94,6 +96,17 @@ pub(super) enum HeadersOf<'a> {
     Stored(&'a [u8]),
 }
 
+/// The key that headers and payload are encrypted with.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum KeyOf<'a> {
+    /// None.
+    Plain,
+    /// This one: they are to be encrypted.
+    Live(&'a SubjectKey),
+    /// That of this subject: they are encrypted.
+    Stored(&'a str),
+}
+
 /// One record.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row<'a> {
@@ -117,8 +130,9 @@ pub(super) struct Row<'a> {
     pub(super) run_us: u64,
     pub(super) attempts: u32,
     pub(super) position: Option<Position>,
-    /// Tag, id, identifier.
+    /// Tag, id, identifier; of a message that is encrypted the subject's id in its place. Of a step: its consumer's.
     pub(super) session: Option<[&'a str; 3]>,
+    pub(super) key_of: KeyOf<'a>,
     pub(super) idempotency_key: Option<&'a str>,
     /// The message it replays, or is replayed by.
     pub(super) other: Option<MessageId>,
@@ -147,6 +161,7 @@ impl<'a> Row<'a> {
             attempts: 0,
             position: None,
             session: None,
+            key_of: KeyOf::Plain,
             idempotency_key: None,
             other: None,
             code: "",
@@ -273,7 +288,9 @@ impl Queued {
             Batch::Produced { filed, producer, messages, items } => {
                 produced(filed, producer, &messages[item], &items[item], self.sizes.as_ref().map(|sizes| sizes[item]))
             }
-            Batch::Attempts { filed, group, consumer, items } => attempt(filed, group, consumer, &items[item]),
+            Batch::Attempts { filed, group, consumer, session, items } => {
+                Row { session: session.as_deref().map(step_session), ..attempt(filed, group, consumer, &items[item]) }
+            }
             Batch::Replayed { filed, id, by, at } => Row { other: Some(*by), ..Row::bare(*id, Kind::Replayed, Place::from(&**filed), *at) },
         }
     }
@@ -295,11 +312,14 @@ fn kind_of(item: &Produced) -> Kind {
 #[inline]
 fn produced<'a>(filed: &'a Filed, producer: &'a str, message: &'a Outgoing, item: &'a Produced, let_go: Option<u32>) -> Row<'a> {
     let mark = item.mark.as_deref();
+    let content = mark.map_or(&Content::Plain, |mark| &mark.content);
+    let is_kept = !matches!(content, Content::Withheld);
     Row {
         who: producer,
         key: message.key.as_deref(),
-        headers: HeadersOf::Live(&message.headers),
-        payload: (filed.class.capture == Capture::Full && let_go.is_none()).then_some(&*message.payload),
+        headers: if is_kept { HeadersOf::Live(&message.headers) } else { HeadersOf::Stored(&[]) },
+        payload: (is_kept && filed.class.capture == Capture::Full && let_go.is_none()).then_some(&*message.payload),
+        key_of: if let Content::Sealed(key) = content { KeyOf::Live(key) } else { KeyOf::Plain },
         size: let_go.map_or(message.payload.len() as u64, u64::from),
         first_us: u64::from(item.confirm_us),
         position: item.position,
@@ -310,6 +330,11 @@ fn produced<'a>(filed: &'a Filed, producer: &'a str, message: &'a Outgoing, item
         text: item.failure.as_ref().map(|failure| cut(&failure.message, TEXT_MAX)),
         ..Row::bare(message.id, kind_of(item), Place::from(filed), item.produced_at)
     }
+}
+
+/// The session of a consumer: it is named, and nobody with it.
+fn step_session(session: &SessionRef) -> [&str; 3] {
+    [&session.tag, &session.id, ""]
 }
 
 #[inline]

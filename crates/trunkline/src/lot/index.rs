@@ -14,6 +14,7 @@ use crate::error::{Code, Result};
 use crate::lot::topics::{TopicLot, entry, outgoing};
 use crate::message::{Headers, header};
 use crate::provider::{Outgoing, ReadFrom, Stored};
+use crate::lot::ERASED;
 use crate::store::{LotClaim, LotEntry, LotRecord, LotSettle, LotState};
 
 /// Marks what says that a letter is one no longer.
@@ -106,10 +107,13 @@ impl TopicLot {
         loop {
             let (address, group) = (&self.address, &*self.group);
             let claim = LotClaim { address, group, shards: None, limit: STEP, owner, lease: LEASE };
-            let claimed = self.store.lot_claim(claim).await?;
-            if claimed.is_empty() {
+            let (erased, claimed): (Vec<_>, Vec<_>) = self.store.lot_claim(claim).await?.into_iter().partition(LotEntry::is_erased);
+            if erased.is_empty() && claimed.is_empty() {
                 return Ok(());
             }
+            // Of these there is nothing to hand over.
+            let bury = |entry: &LotEntry| LotSettle::Bury { reason: ERASED.into(), attempts: entry.attempts, error: None };
+            self.store.lot_settle(owner, erased.iter().map(|entry| (entry.seq, bury(entry))).collect()).await?;
             let moved = async {
                 self.ensure().await?;
                 self.file(&claimed).await?;

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::delivery::Position;
 use crate::error::Result;
 use crate::event::Event;
-use crate::message::{Headers, MessageId, Millis};
+use crate::message::{Headers, MessageId, Millis, header};
 use audit::AuditStore;
 use keys::KeyStore;
 use secrets::SecretStore;
@@ -28,9 +28,16 @@ pub mod datadir;
 pub mod keys;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+mod sealed;
 pub mod secrets;
+mod sessions;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+
+pub(crate) use sealed::{SealedStore, erased};
+pub use sessions::{
+    Revocation, SessionKey, SessionKeyUse, SessionRefreshed, SessionRenewal, SessionRow, SessionStore, SessionUser, SessionsOf, Subject,
+};
 
 /// How far the store's knowledge reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +86,8 @@ pub enum DocKind {
     Topic,
     /// A declared or known group of a topic.
     Group,
+    /// A session definition.
+    Session,
 }
 
 /// One document of the catalogue. The store does not interpret the body.
@@ -86,7 +95,8 @@ pub enum DocKind {
 pub struct Doc {
     /// Its kind.
     pub kind: DocKind,
-    /// Unique within its kind: `product`, `product/broker`, `product/broker:topic`, `product/broker:topic/group`.
+    /// Unique within its kind: `product`, `product/broker`, `product/broker:topic`, `product/broker:topic/group`,
+    /// `product/session`.
     pub path: String,
     /// The document; credentials in it are sealed already.
     pub body: Value,
@@ -162,6 +172,14 @@ pub struct LotEntry {
     pub deliveries: u32,
     /// The message.
     pub message: LotMessage,
+}
+
+impl LotEntry {
+    /// Whether its content is gone, because the subject of its session was erased.
+    #[must_use]
+    pub fn is_erased(&self) -> bool {
+        self.message.headers.len() == 1 && self.message.payload.is_empty() && self.message.headers.get(header::ERASED).is_some()
+    }
 }
 
 /// Which due entries to claim.
@@ -373,10 +391,22 @@ pub struct Member {
     pub in_flight: u64,
     /// The route's epoch it works with.
     pub route_epoch: u64,
+    /// The session it consumes with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionRef>,
     /// When it last settled or confirmed a message.
     pub last_progress_at: Option<Millis>,
     /// When it last reported; set by the store.
     pub last_seen_at: Millis,
+}
+
+/// A session, named without saying who it is of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRef {
+    /// The session definition's tag.
+    pub tag: String,
+    /// The session's id.
+    pub id: String,
 }
 
 /// The two roles in the registry.
@@ -423,7 +453,7 @@ pub struct Job {
 
 /// The contract. All calls may run at the same time, from many processes.
 #[async_trait]
-pub trait Store: SecretStore + KeyStore + AuditStore + Send + Sync + Debug {
+pub trait Store: SecretStore + KeyStore + AuditStore + SessionStore + Send + Sync + Debug {
     /// How far it reaches.
     fn scope(&self) -> Scope;
 

@@ -124,7 +124,7 @@ pub(super) fn attempt(id: MessageId, step: Step, after: Millis, attempts: u32) -
 pub(super) fn produces(filed: &Arc<Filed>, made: Vec<Made>) -> Batch {
     let apart = |made: Made| {
         let Made { id, key, headers, payload, produced_at, confirm_us, position, failure, session, idempotency_key, replay_of } = made;
-        let mark = Some(Box::new(Mark { session, idempotency_key, replay_of }));
+        let mark = Some(Box::new(Mark { session, idempotency_key, replay_of, ..Mark::default() }));
         (Outgoing { id, shard: None, key, headers, payload }, Produced { produced_at, confirm_us, position, failure, mark })
     };
     let (messages, items) = made.into_iter().map(apart).unzip();
@@ -132,7 +132,7 @@ pub(super) fn produces(filed: &Arc<Filed>, made: Vec<Made>) -> Batch {
 }
 
 pub(super) fn attempts(filed: &Arc<Filed>, group: &str, items: Vec<Attempt>) -> Batch {
-    Batch::Attempts { filed: filed.clone(), group: group.into(), consumer: "c1".into(), items }
+    Batch::Attempts { filed: filed.clone(), group: group.into(), consumer: "c1".into(), session: None, items }
 }
 
 /// Counts all blocks of a directory anew, by topic and group, and minute.

@@ -14,11 +14,12 @@ fn word(kind: DocKind) -> &'static str {
         DocKind::Broker => "broker",
         DocKind::Topic => "topic",
         DocKind::Group => "group",
+        DocKind::Session => "session",
     }
 }
 
 fn kind(word: &str) -> Option<DocKind> {
-    [DocKind::Product, DocKind::Broker, DocKind::Topic, DocKind::Group].into_iter().find(|kind| self::word(*kind) == word)
+    [DocKind::Product, DocKind::Broker, DocKind::Topic, DocKind::Group, DocKind::Session].into_iter().find(|kind| self::word(*kind) == word)
 }
 
 /// The catalogue's version.

@@ -19,6 +19,7 @@ mod open;
 mod registry;
 mod schema;
 mod secrets;
+mod sessions;
 mod writer;
 
 #[cfg(test)]
@@ -41,7 +42,8 @@ pub use super::clock::Clock;
 use super::common::SWEEP_ROWS;
 use super::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
-    LotFilter, LotRecord, LotSettle, Member, Scope, Store,
+    LotFilter, LotRecord, LotSettle, Member, Revocation, Scope, SessionKey, SessionRefreshed, SessionRenewal, SessionRow, SessionStore,
+    SessionUser, SessionsOf, Store, Subject,
 };
 use crate::error::{Code, Error, Result};
 use crate::message::{MessageId, Millis};
@@ -69,6 +71,7 @@ impl Default for Options {
 pub struct SqliteStore {
     path: PathBuf,
     clock: StoreClock,
+    busy_timeout: Duration,
     queues: Mutex<Option<Queues>>,
     ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -112,7 +115,7 @@ impl SqliteStore {
             }
             drop((writer, end));
         })?;
-        Ok(SqliteStore { path, clock, queues: Mutex::new(Some(Queues { write, read })), ended: tokio::sync::Mutex::new(Some(ended)) })
+        Ok(SqliteStore { path, clock, busy_timeout, queues: Mutex::new(Some(Queues { write, read })), ended: tokio::sync::Mutex::new(Some(ended)) })
     }
 
     /// Runs `work` in the next write transaction; it is durable when this returns. It may run twice, see [`writer`].
@@ -370,7 +373,8 @@ impl Store for SqliteStore {
                     Ok(idempotency::sweep(db, SWEEP_ROWS)?
                         + registry::sweep(db, SWEEP_ROWS)?
                         + jobs::sweep(db, SWEEP_ROWS)?
-                        + lot::sweep(db, SWEEP_ROWS)?)
+                        + lot::sweep(db, SWEEP_ROWS)?
+                        + sessions::sweep(db, SWEEP_ROWS)?)
                 })
                 .await?;
             sum += step as u64;
@@ -378,5 +382,82 @@ impl Store for SqliteStore {
                 return Ok(sum);
             }
         }
+    }
+}
+
+#[async_trait]
+impl SessionStore for SqliteStore {
+    async fn session_keys(&self) -> Result<Vec<SessionKey>> {
+        self.read(sessions::keys).await
+    }
+
+    async fn session_key_add(&self, key: &SessionKey, retire: Option<Millis>) -> Result<()> {
+        let key = key.clone();
+        self.write(1, move |db| sessions::add_key(db, &key, retire)).await
+    }
+
+    async fn subject_of(&self, fresh: &Subject) -> Result<Subject> {
+        let fresh = fresh.clone();
+        self.write(1, move |db| sessions::subject_of(db, &fresh)).await
+    }
+
+    async fn subject(&self, id: &str) -> Result<Option<Subject>> {
+        let id = id.to_owned();
+        self.read(move |db| sessions::subject(db, &id)).await
+    }
+
+    async fn subjects_with(&self, product: &str, digest: &[u8]) -> Result<Vec<String>> {
+        let (product, digest) = (product.to_owned(), digest.to_vec());
+        self.read(move |db| sessions::subjects_with(db, &product, &digest)).await
+    }
+
+    async fn session_start(&self, session: &SessionRow, hash: &[u8; 32]) -> Result<bool> {
+        let (session, hash) = (session.clone(), *hash);
+        self.write(2, move |db| sessions::start(db, &session, &hash)).await
+    }
+
+    async fn session_refresh(&self, product: &str, tag: &str, hash: &[u8; 32], next: SessionRenewal) -> Result<SessionRefreshed> {
+        let (product, tag, hash) = (product.to_owned(), tag.to_owned(), *hash);
+        self.write(3, move |db| sessions::refresh(db, &product, &tag, &hash, next)).await
+    }
+
+    async fn session_revoke(&self, product: &str, tag: &str, which: SessionsOf) -> Result<u64> {
+        let (product, tag) = (product.to_owned(), tag.to_owned());
+        self.write(2, move |db| sessions::revoke(db, &product, &tag, &which)).await
+    }
+
+    async fn session_list(
+        &self,
+        product: &str,
+        tag: &str,
+        digest: Option<&[u8]>,
+        limit: u64,
+        offset: u64,
+    ) -> Result<(Vec<SessionRow>, u64)> {
+        let (product, tag, digest) = (product.to_owned(), tag.to_owned(), digest.map(<[u8]>::to_vec));
+        self.read(move |db| sessions::list(db, &product, &tag, digest.as_deref(), limit, offset)).await
+    }
+
+    async fn session_users(&self, product: &str, tag: &str, limit: u64, offset: u64) -> Result<(Vec<SessionUser>, u64)> {
+        let (product, tag) = (product.to_owned(), tag.to_owned());
+        self.read(move |db| sessions::users(db, &product, &tag, limit, offset)).await
+    }
+
+    async fn session_erase(&self, product: &str, tag: &str, digest: &[u8]) -> Result<Option<(String, u64)>> {
+        let (product, tag, digest) = (product.to_owned(), tag.to_owned(), digest.to_vec());
+        let erased = self.write(2, move |db| sessions::erase(db, &product, &tag, &digest)).await?;
+        if erased.is_some() {
+            let (path, busy) = (self.path.clone(), self.busy_timeout);
+            let folded = tokio::task::spawn_blocking(move || sessions::fold(&path, busy)).await;
+            // The key is gone either way; what remains of it in the log is overwritten later.
+            if let Ok(Err(error)) = folded {
+                tracing::warn!(%error, "the store's log could not be folded after an erasure");
+            }
+        }
+        Ok(erased)
+    }
+
+    async fn session_revocations(&self, after: u64) -> Result<Vec<Revocation>> {
+        self.read(move |db| sessions::revocations(db, after)).await
     }
 }

@@ -13,7 +13,7 @@ use crate::error::Result;
 pub(super) const APPLICATION_ID: i64 = 0x5472_6e6b;
 
 /// One entry for each version; entry n brings a file of version n to n + 1. Never change one that was released.
-const MIGRATIONS: &[&str] = &[V1, V2, V3];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4];
 
 /// The version this code writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -136,6 +136,39 @@ CREATE TABLE audit_head (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NO
 INSERT INTO audit_head VALUES (1, 0, zeroblob(32));
 CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is only added to'); END;
 CREATE TRIGGER audit_keeps BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is only added to'); END;
+";
+
+/// Sessions. An erased subject keeps its row without digest, identifier and key.
+const V4: &str = "
+CREATE TABLE session_key (
+    id TEXT PRIMARY KEY, purpose TEXT NOT NULL, sealed TEXT NOT NULL, created_at INTEGER NOT NULL, verify_until INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE subject (
+    id TEXT PRIMARY KEY, product TEXT NOT NULL, tag TEXT NOT NULL, digest BLOB, identifier TEXT NOT NULL, key TEXT NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX subject_digest ON subject (product, tag, digest);
+CREATE INDEX subject_created ON subject (product, tag, created_at);
+
+CREATE TABLE session (
+    id TEXT PRIMARY KEY, product TEXT NOT NULL, tag TEXT NOT NULL, subject TEXT NOT NULL, env TEXT, data BLOB NOT NULL,
+    started_at INTEGER NOT NULL, refreshed_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, refresh_until INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX session_tag ON session (product, tag, expires_at);
+CREATE INDEX session_subject ON session (subject);
+CREATE INDEX session_over ON session (refresh_until);
+
+CREATE TABLE session_refresh (
+    hash BLOB PRIMARY KEY, session TEXT NOT NULL REFERENCES session (id) ON DELETE CASCADE, used INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX session_refresh_session ON session_refresh (session);
+
+CREATE TABLE session_revocation (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, product TEXT NOT NULL, tag TEXT NOT NULL, session TEXT, subject TEXT,
+    at INTEGER NOT NULL, until INTEGER NOT NULL
+) STRICT;
+CREATE INDEX session_revocation_over ON session_revocation (until);
 ";
 
 /// Brings the file to [`VERSION`]. Safe when several processes open it at once: each step looks again under the lock.
