@@ -57,6 +57,7 @@ async fn run(command: Command, ctx: &Ctx) -> Result<()> {
         Command::Brokers(args) => commands::brokers::run(args, ctx).await,
         Command::Topics(args) => commands::topics::run(args, ctx).await,
         Command::Groups(args) => commands::groups::run(args, ctx).await,
+        Command::Caches(args) => commands::caches::run(args, ctx).await,
         Command::Jobs(args) => commands::jobs::run(args, ctx).await,
         Command::Produce(args) => commands::produce::run(args, ctx).await,
         Command::Consume(args) => commands::consume::run(args, ctx).await,

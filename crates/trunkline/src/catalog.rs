@@ -5,6 +5,7 @@
 
 mod breaking;
 mod broker;
+mod cache;
 mod docs;
 mod group;
 mod input;
@@ -25,6 +26,7 @@ use tokio::sync::{Mutex, watch};
 
 pub use breaking::Breaking;
 pub use broker::{BrokerUpdate, EnvMove, LeftBehind};
+pub use cache::{CacheDoc, CacheUpdate};
 pub use product::ProductUpdate;
 pub use record::{
     BrokerDoc, BrokerView, EnvDoc, EnvView, GroupDoc, Leaving, LeavingView, Ordering, OwnName, ProductDoc, QueueUrl, TopicDoc,
@@ -38,7 +40,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::store::{DocChange, Store};
 use docs::{Docs, Memory};
-use input::{BrokerInput, TopicInput};
+use input::{BrokerInput, CacheInput, TopicInput};
 
 /// How often a change is worked out anew because another process was faster.
 const ATTEMPTS: u32 = 50;
@@ -151,6 +153,11 @@ pub(crate) fn check_broker(product: Option<&str>, input: &Value) -> Result<Strin
 /// Checks what `create_topic` would take, but for its name; the topic's event.
 pub(crate) fn check_topic(product: Option<&str>, input: &Value) -> Result<Event> {
     TopicInput::update(product, input)?.event.ok_or_else(|| Error::input("tag", "`tag` is required"))
+}
+
+/// Checks what `create_cache` would take; the cache's tag.
+pub(crate) fn check_cache(product: Option<&str>, input: &Value) -> Result<String> {
+    CacheInput::create(product, input).map(|input| input.tag.unwrap_or_default())
 }
 
 #[cfg(test)]

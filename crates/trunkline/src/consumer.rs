@@ -58,6 +58,8 @@ pub struct ConsumeOptions {
     pub rate: Option<f64>,
     /// Waits that the group's consumers in this process write to the lot per second; 500 by default.
     pub waits_per_second: Option<f64>,
+    /// The tag of a cache of the product, which must exist (`CACHE_NOT_FOUND`); it has no other effect on a consume.
+    pub cache: Option<String>,
 }
 
 /// A consume being described. Awaiting it subscribes; it is live when that returns.
@@ -339,6 +341,9 @@ impl Env {
     pub(crate) async fn start_consumer<H: Handler>(&self, event: &str, options: ConsumeOptions, handler: H) -> Result<Consumer> {
         let inner = self.inner();
         let route = self.route(event).await?;
+        if let Some(tag) = &options.cache {
+            route.cache(tag)?;
+        }
         let event = route.filed.address.event.clone();
         let what = What {
             product: self.product_tag().into(),

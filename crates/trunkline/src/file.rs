@@ -1,4 +1,4 @@
-//! `trunkline.yaml`: a workspace's brokers and topics as a file, in the words and types of the calls.
+//! `trunkline.yaml`: a workspace's brokers, topics and caches as a file, in the words and types of the calls.
 //!
 //! A plan is the file applied to a copy of the catalogue in memory, so that a plan finds every error an apply would.
 
@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::catalog::{BrokerDoc, BrokerView, Catalog, check_broker, check_topic};
+use crate::catalog::{BrokerDoc, BrokerView, Catalog, check_broker, check_cache, check_topic};
 use crate::config::fields::{Field, INPUT, Kind, is_absent};
 use crate::config::sensitive::{MASK, visit};
 use crate::error::{Error, Result};
@@ -24,6 +24,8 @@ pub struct File {
     pub store: StoreSettings,
     /// The brokers, in the order of the file.
     brokers: Vec<FileBroker>,
+    /// The caches as `create_cache` takes them, with the tag each.
+    caches: Vec<(String, Value)>,
 }
 
 /// Which store a workspace uses.
@@ -68,7 +70,7 @@ pub enum Action {
 /// One thing of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Change {
-    /// `broker` or `topic`.
+    /// `broker`, `topic` or `cache`.
     pub kind: &'static str,
     /// Its tag; a topic's in full.
     pub tag: String,
@@ -106,7 +108,7 @@ impl File {
 
     fn read(value: &Value) -> Result<Self> {
         let map = INPUT.object("", FILE, value)?;
-        for section in ["sessions", "caches"] {
+        for section in ["sessions"] {
             if map.get(section).is_some_and(|given| given.as_array().is_none_or(|list| !list.is_empty())) {
                 return Err(Error::input(section, format!("`{section}` is not available yet")));
             }
@@ -121,7 +123,15 @@ impl File {
                 single_host: store.and_then(|store| store.get("singleHost")).and_then(Value::as_bool).unwrap_or(false),
             },
             brokers: Vec::new(),
+            caches: Vec::new(),
         };
+        for (i, cache) in list("caches", map.get("caches"))?.into_iter().enumerate() {
+            let tag = check_cache(file.product.as_deref(), &cache).map_err(|error| error.detail("at", format!("caches[{i}]")))?;
+            if file.caches.iter().any(|(other, _)| *other == tag) {
+                return Err(Error::input(&format!("caches[{i}].tag"), format!("cache '{tag}' is given twice")));
+            }
+            file.caches.push((tag, cache));
+        }
         for (i, broker) in list("brokers", map.get("brokers"))?.iter().enumerate() {
             let broker = FileBroker::read(broker, file.product.as_deref()).map_err(|error| error.detail("at", format!("brokers[{i}]")))?;
             if file.brokers.iter().any(|other| other.tag == broker.tag) {
@@ -157,6 +167,9 @@ impl File {
         if prune && catalog.fetch_product(&product)?.is_some() {
             self.prune(catalog, &product, &mut changes).await?;
         }
+        for (tag, cache) in &self.caches {
+            changes.push(put_cache(catalog, &product, tag, cache).await?);
+        }
         for broker in &self.brokers {
             changes.push(broker.put(catalog, &product, prune).await?);
             for (event, topic) in &broker.topics {
@@ -180,6 +193,12 @@ impl File {
             if !wanted.contains(broker.tag.as_str()) {
                 let gone = catalog.delete_broker(product, &broker.tag).await?;
                 changes.push(Change::of("broker", &broker.tag, Action::Delete, Some(shown(&gone)), None));
+            }
+        }
+        for cache in catalog.list_caches(product)? {
+            if !self.caches.iter().any(|(tag, _)| *tag == cache.tag) {
+                let gone = catalog.delete_cache(product, &cache.tag).await?;
+                changes.push(Change::of("cache", &cache.tag, Action::Delete, Some(shown(&*gone)), None));
             }
         }
         Ok(())
@@ -254,6 +273,20 @@ async fn put_topic(catalog: &Catalog, product: &str, event: &Event, input: &Valu
         Change::of("topic", event.as_str(), Action::Update, Some(shown(&*before)), Some(shown(&*update.topic)))
     } else {
         Change::of("topic", event.as_str(), Action::Unchanged, None, None)
+    })
+}
+
+async fn put_cache(catalog: &Catalog, product: &str, tag: &str, input: &Value) -> Result<Change> {
+    let there = catalog.fetch_product(product)?.is_some();
+    let Some(before) = (if there { catalog.fetch_cache(product, tag)? } else { None }) else {
+        let after = catalog.create_cache(Some(product), input.clone()).await?;
+        return Ok(Change::of("cache", tag, Action::Create, None, Some(shown(&*after))));
+    };
+    let update = catalog.update_cache(Some(product), tag, input.clone()).await?;
+    Ok(if update.changed {
+        Change::of("cache", tag, Action::Update, Some(shown(&*before)), Some(shown(&*update.cache)))
+    } else {
+        Change::of("cache", tag, Action::Unchanged, None, None)
     })
 }
 

@@ -243,7 +243,7 @@ impl Inner {
         }
     }
 
-    async fn open_route(&self, entry: &RouteEntry) -> Result<Route> {
+    async fn open_route(self: &Arc<Self>, entry: &RouteEntry) -> Result<Route> {
         let provider = self.provider(entry.kind, &entry.config).await?;
         let topic = entry.topic_spec();
         let capabilities = provider.capabilities(&topic);
@@ -284,6 +284,7 @@ impl Inner {
             lots: Mutex::default(),
             pulse: crate::background::Pulse::default(),
             epoch: entry.epoch,
+            instance: Arc::downgrade(self),
         })
     }
 

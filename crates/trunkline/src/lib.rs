@@ -37,7 +37,7 @@
 //! - Produce: [`Env::produce`], [`Env::produce_batch`]; what it promises and how it fails: [`produce`].
 //! - Consume: [`Env::consume`], [`Env::consume_batch`], [`Env::stream`]; verdicts: [`Verdict`]; options: [`ConsumeOptions`].
 //! - What became of messages: [`Env::message`], [`Env::messages`]; dead letters: [`dead_letter`]; replay: [`replay`].
-//! - Products, brokers, topics, groups: [`Catalog`], [`groups`].
+//! - Products, brokers, topics, groups: [`Catalog`], [`groups`]; caches: [`cache`].
 //! - To add a provider: [`provider`].
 
 #[cfg(not(feature = "sqlite"))]
@@ -45,6 +45,7 @@ compile_error!("trunkline needs a store: enable the feature `sqlite`");
 
 mod background;
 mod breaker;
+pub mod cache;
 pub mod capability;
 pub mod catalog;
 #[doc(hidden)]

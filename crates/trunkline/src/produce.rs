@@ -1,5 +1,6 @@
-//! The produce path: admit → build → claim the idempotency key → send (the only retry loop) → complete → record.
+//! The produce path: admit → build → claim the idempotency key, then the cache → send (the only retry loop) → complete → record.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,6 +19,7 @@ use crate::provider::Outgoing;
 use crate::route::Route;
 use crate::store::{Claimed, IdempotencyClaim, LotEntry, LotMessage, LotState, Scope, Store};
 
+mod cached;
 pub(crate) mod sender;
 
 /// Within this a produce is confirmed or fails.
@@ -48,6 +50,9 @@ pub struct ProduceOptions {
     pub expires_at: Option<Millis>,
     /// Within this it is confirmed or fails; 30 s by default.
     pub timeout: Option<Duration>,
+    /// The tag of a cache of the product: if an equal message (same env, event, key and payload) was produced under it within
+    /// its expiry, the first result is returned and nothing is sent.
+    pub cache: Option<String>,
     /// The message it replays.
     pub(crate) replay_of: Option<MessageId>,
     /// The id it must carry, of a delayed publish that is due.
@@ -69,11 +74,14 @@ pub struct Receipt {
     /// With an idempotency key or a delay: how far that knowledge reaches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,
+    /// Under a cache: whether this is the result of an equal message, and nothing was sent now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached: Option<bool>,
 }
 
 impl Receipt {
     fn of(process_id: MessageId) -> Self {
-        Receipt { success: true, process_id, duplicate: None, scope: None }
+        Receipt { success: true, process_id, duplicate: None, scope: None, cached: None }
     }
 }
 
@@ -109,6 +117,17 @@ pub(crate) fn try_plain(route: &Route, plain: Plain) -> Result<Result<Queued, Pl
     Ok(offered.map(|answer| Queued { id, answer }).map_err(|outgoing| Plain { payload: outgoing.payload, key: outgoing.key }))
 }
 
+/// A message that passed every check, and how it is to be handed over.
+#[derive(Debug)]
+struct Ready {
+    outgoing: Outgoing,
+    /// When it is due, if it shall wait.
+    due: Option<Millis>,
+    now: Millis,
+    times: Times,
+    mark: Option<Box<Mark>>,
+}
+
 /// Produces one message on a route.
 pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: ProduceOptions) -> Result<Receipt> {
     let since = Instant::now();
@@ -116,22 +135,20 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
     let timeout = options.timeout.unwrap_or(TIMEOUT);
     let times = Times { produced_at: now, since, deadline: since + timeout };
     admit(route, &payload, &options, now)?;
-    let ProduceOptions { key, mut headers, idempotency_key, window, replay_of, expires_at, .. } = options;
+    let ProduceOptions { key, mut headers, idempotency_key, window, replay_of, expires_at, cache, .. } = options;
     let due = options.deliver_at.or_else(|| options.delay.map(|delay| now + millis(delay))).filter(|due| *due > now);
-    let id = options.id.unwrap_or(new);
     if let Some(expires_at) = expires_at {
         headers.set(header::EXPIRES_AT, expires_at.to_string());
     }
+    let (id, fixed) = (options.id.unwrap_or(new), options.id.is_some());
+    let shard = route.shard_of(key.as_ref());
+    let ready = |id, headers, payload, mark| Ready { outgoing: Outgoing { id, shard, key, headers, payload }, due, now, times, mark };
     let Some(idempotency_key) = idempotency_key else {
         let mark = replay_of.map(|replay_of| Box::new(Mark { replay_of: Some(replay_of), ..Mark::default() }));
         if let Some(replay_of) = replay_of {
             headers.set(header::REPLAY_OF, Bytes::copy_from_slice(replay_of.as_bytes()));
         }
-        let outgoing = Outgoing { id, shard: route.shard_of(key.as_ref()), key, headers, payload };
-        return match due {
-            Some(due) => wait(route, outgoing, due, now).await,
-            None => route.sender.send(outgoing, times, mark).await.map(|_| Receipt::of(id)),
-        };
+        return send(route, cache.as_deref(), fixed, ready(id, headers, payload, mark)).await;
     };
     let store = &route.store;
     let scoped = format!("{}/{idempotency_key}", route.filed.address);
@@ -144,45 +161,65 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
         window: window.unwrap_or(WINDOW),
     };
     let scope = Some(store.scope());
-    let id = match claim_key(store.as_ref(), claim, times.deadline).await? {
-        Claimed::Ours(id) => id,
-        Claimed::Sent { id, .. } => return Ok(Receipt { success: true, process_id: id, duplicate: Some(true), scope }),
-        Claimed::InProgress { until } => {
-            return Err(Error::new(Code::IdempotencyInProgress, "the first publish with this idempotency key is still under way")
-                .detail("until", until)
-                .next("try again with the same key"));
-        }
-        Claimed::Conflict => {
-            return Err(Error::new(Code::IdempotencyConflict, "this idempotency key came with another payload before")
-                .field("idempotencyKey")
-                .next("use one key for one payload"));
-        }
+    let claimed = match ours(claim_key(store.as_ref(), claim, times.deadline).await?)? {
+        Ok(id) => id,
+        Err(known) => return Ok(Receipt { duplicate: Some(true), scope, ..Receipt::of(known) }),
     };
     headers.set(header::IDEMPOTENCY_KEY, idempotency_key.clone());
-    let outgoing = Outgoing { id, shard: route.shard_of(key.as_ref()), key, headers, payload };
-    let sent = match due {
-        Some(due) => wait(route, outgoing, due, now).await.map(drop),
-        None => {
-            let mark = Box::new(Mark { idempotency_key: Some(idempotency_key.into()), replay_of, ..Mark::default() });
-            route.sender.send(outgoing, times, Some(mark)).await.map(drop)
-        }
-    };
-    match sent {
-        Ok(()) => {
-            // If this is lost, the claim runs out and the next try sends again with the same id.
-            if let Err(error) = store.idempotency_sent(&[(scoped, id)]).await {
+    let mark = Box::new(Mark { idempotency_key: Some(idempotency_key.into()), replay_of, ..Mark::default() });
+    let sent = send(route, cache.as_deref(), true, ready(claimed, headers, payload, Some(mark))).await;
+    match &sent {
+        // Nothing was sent under this key: it is free for the message that comes when the cache's value has expired.
+        Ok(receipt) if receipt.cached == Some(true) => drop(store.idempotency_abandon(&scoped, claimed, &route.process).await),
+        // If this is lost, the claim runs out and the next try sends again with the same id.
+        Ok(_) => {
+            if let Err(error) = store.idempotency_sent(&[(scoped, claimed)]).await {
                 tracing::warn!(%error, "a confirmed idempotent publish could not be noted");
             }
-            Ok(Receipt { success: true, process_id: id, duplicate: Some(false), scope })
         }
-        Err(error) => {
-            let unsent = error.details().get("ambiguous").and_then(serde_json::Value::as_bool) == Some(false);
-            if unsent {
-                let _ = store.idempotency_abandon(&scoped, id, &route.process).await;
-            }
-            Err(error)
-        }
+        Err(error) if is_unsent(error) => drop(store.idempotency_abandon(&scoped, claimed, &route.process).await),
+        Err(_) => {}
     }
+    sent.map(|receipt| Receipt { duplicate: Some(false), scope, ..receipt })
+}
+
+/// The id to send with, or (`Err`) that of the message that was sent under the same key.
+fn ours(claimed: Claimed) -> Result<Result<MessageId, MessageId>> {
+    match claimed {
+        Claimed::Ours(id) => Ok(Ok(id)),
+        Claimed::Sent { id, .. } => Ok(Err(id)),
+        Claimed::InProgress { until } => {
+            Err(Error::new(Code::IdempotencyInProgress, "the first publish with this idempotency key is still under way")
+                .detail("until", until)
+                .next("try again with the same key"))
+        }
+        Claimed::Conflict => Err(Error::new(Code::IdempotencyConflict, "this idempotency key came with another payload before")
+            .field("idempotencyKey")
+            .next("use one key for one payload")),
+    }
+}
+
+/// Sends, or finds under the cache what was sent before.
+async fn send(route: &Arc<Route>, cache: Option<&str>, fixed: bool, ready: Ready) -> Result<Receipt> {
+    match cache {
+        Some(tag) => cached::cached(route, tag, fixed, ready).await,
+        None => hand_over(route, ready).await,
+    }
+}
+
+/// To the broker, or to the lot if it shall wait.
+async fn hand_over(route: &Arc<Route>, ready: Ready) -> Result<Receipt> {
+    let Ready { outgoing, due, now, times, mark } = ready;
+    let id = outgoing.id;
+    match due {
+        Some(due) => wait(route, outgoing, due, now).await,
+        None => route.sender.send(outgoing, times, mark).await.map(|_| Receipt::of(id)),
+    }
+}
+
+/// Whether an error says that the broker certainly does not have the message.
+fn is_unsent(error: &Error) -> bool {
+    error.details().get("ambiguous").and_then(serde_json::Value::as_bool) == Some(false)
 }
 
 /// Claims the key; waits for a first publish that is still under way, up to the deadline.
@@ -277,9 +314,13 @@ async fn wait(route: &Arc<Route>, outgoing: Outgoing, due_at: Millis, now: Milli
 
 /// Payloads are compared in RFC 8785 form, so that the order of fields and white space do not matter.
 pub(crate) fn hash(payload: &[u8]) -> [u8; 32] {
-    let canonical =
-        serde_json::from_slice::<serde_json::Value>(payload).ok().and_then(|value| serde_json_canonicalizer::to_vec(&value).ok());
-    Sha256::digest(canonical.as_deref().unwrap_or(payload)).into()
+    Sha256::digest(canonical(payload)).into()
+}
+
+/// JSON in RFC 8785 form; what is no JSON as it is.
+fn canonical(payload: &[u8]) -> Cow<'_, [u8]> {
+    let value = serde_json::from_slice::<serde_json::Value>(payload).ok();
+    value.and_then(|value| serde_json_canonicalizer::to_vec(&value).ok()).map_or(Cow::Borrowed(payload), Cow::Owned)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod brokers;
+pub mod caches;
 pub mod completions;
 pub mod consume;
 pub mod dead;

@@ -56,6 +56,9 @@ pub struct Args {
     /// Dead-lettered instead of handled after this time
     #[arg(long, value_name = "TIME", value_parser = values::future)]
     expires_at: Option<Millis>,
+    /// Not sent if an equal message was produced under this cache within its expiry
+    #[arg(long, value_name = "TAG")]
+    cache: Option<String>,
     /// Confirmed within this, or failed [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     timeout: Option<Duration>,
@@ -84,7 +87,8 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
         return Err(Error::new(Code::PayloadInvalid, "there is no payload").field("payload").next(next));
     }
     let receipt = args.message(&env, payload.into())?.await?;
-    let twice = if receipt.duplicate == Some(true) { " (published before; nothing was sent)" } else { "" };
+    let before = receipt.duplicate == Some(true) || receipt.cached == Some(true);
+    let twice = if before { " (published before; nothing was sent)" } else { "" };
     ctx.done(&receipt, format!("{}{twice}", receipt.process_id))
 }
 
@@ -110,6 +114,9 @@ impl Args {
         }
         if let Some(at) = self.expires_at {
             produce = produce.expires_at(at);
+        }
+        if let Some(cache) = &self.cache {
+            produce = produce.cache(cache);
         }
         if let Some(timeout) = self.timeout {
             produce = produce.timeout(timeout);

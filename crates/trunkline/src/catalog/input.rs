@@ -9,7 +9,8 @@ use crate::config::{self, ProviderKind};
 use crate::error::{Error, Result};
 use crate::event::{Event, check_tag};
 use crate::history::Capture;
-use crate::policy_config::{Defaults, Retention};
+use crate::message::{Millis, millis};
+use crate::policy_config::{Defaults, Retention, duration};
 
 const SLUGS: &[&str] = &["env", "env_slug", "env_type"];
 const KINDS: &[&str] = &["KAFKA", "RABBITMQ", "REDIS", "AWS_SQS", "GOOGLE_PUBSUB", "NATS", "EMBEDDED"];
@@ -43,6 +44,26 @@ const PRODUCT_FIELDS: &[Field] = &[
     Field::new("name", Kind::Text),
     Field::new("description", Kind::Text),
 ];
+
+const CACHE: &[Field] = &[
+    PRODUCT,
+    Field::new("tag", Kind::Tag).required(),
+    Field::new("name", Kind::Text),
+    Field::new("description", Kind::Text),
+    Field::new("expiry", Kind::By(expiry)).required(),
+];
+
+const CACHE_PATCH: &[Field] = &[
+    PRODUCT,
+    Field::new("tag", Kind::Tag),
+    Field::new("name", Kind::Text),
+    Field::new("description", Kind::Text),
+    Field::new("expiry", Kind::By(expiry)),
+];
+
+fn expiry(path: &str, value: &Value) -> Result<()> {
+    if duration(path, value)?.is_zero() { Err(Error::input(path, format!("`{path}` must be at least 1 ms"))) } else { Ok(()) }
+}
 
 const SHARDS_MAX: i64 = 1_024;
 const NAME: &[Field] = &[Field::new("slug", Kind::Tag).required().aliases(SLUGS), Field::new("name", Kind::Text).required()];
@@ -159,6 +180,38 @@ impl ProductInput {
     pub(crate) fn read(input: &Value) -> Result<Self> {
         let mut map = INPUT.object("", PRODUCT_FIELDS, input)?;
         Ok(ProductInput { tag: take(&mut map, "tag"), name: take(&mut map, "name"), description: take(&mut map, "description") })
+    }
+}
+
+/// What a create or an update of a cache says.
+#[derive(Debug, Clone)]
+pub(crate) struct CacheInput {
+    pub(crate) product: Option<String>,
+    pub(crate) tag: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) description: Option<String>,
+    /// In milliseconds.
+    pub(crate) expiry: Option<Millis>,
+}
+
+impl CacheInput {
+    pub(crate) fn create(product: Option<&str>, input: &Value) -> Result<Self> {
+        CacheInput::read(product, CACHE, input)
+    }
+
+    pub(crate) fn update(product: Option<&str>, patch: &Value) -> Result<Self> {
+        CacheInput::read(product, CACHE_PATCH, patch)
+    }
+
+    fn read(product: Option<&str>, fields: &'static [Field], input: &Value) -> Result<Self> {
+        let mut map = INPUT.object("", fields, input)?;
+        Ok(CacheInput {
+            product: product_of(product, &mut map)?,
+            tag: take(&mut map, "tag"),
+            name: take(&mut map, "name"),
+            description: take(&mut map, "description"),
+            expiry: map.get("expiry").map(|value| duration("expiry", value).map(millis)).transpose()?,
+        })
     }
 }
 

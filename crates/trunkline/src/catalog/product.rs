@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::Catalog;
 use super::input::{ProductInput, given};
 use super::record::ProductDoc;
-use super::snapshot::{Snapshot, broker_path, group_path, product_path, put, topic_path};
+use super::snapshot::{Snapshot, broker_path, cache_path, group_path, product_path, put, topic_path};
 use crate::error::{Code, Error, Result};
 use crate::event::check_tag;
 use crate::message::Millis;
@@ -88,7 +88,7 @@ impl Catalog {
         self.snapshot().products().map(|node| node.doc.clone()).collect()
     }
 
-    /// Removes a product with all its brokers, topics and groups from the catalogue; nothing on any broker.
+    /// Removes a product with all its brokers, topics, groups and caches from the catalogue; nothing on any broker.
     ///
     /// # Errors
     /// `INPUT_INVALID`, `PRODUCT_NOT_FOUND`, `STORE_FAILED`.
@@ -100,6 +100,7 @@ impl Catalog {
             for broker in node.brokers.values() {
                 changes.extend(removal(&node.tag, broker));
             }
+            changes.extend(node.caches.keys().map(|cache| DocChange::Remove(DocKind::Cache, cache_path(tag, cache))));
             changes.push(DocChange::Remove(DocKind::Product, product_path(tag)));
             Ok((node.doc.clone(), changes))
         })

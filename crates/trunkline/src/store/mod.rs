@@ -18,7 +18,9 @@ use crate::error::Result;
 use crate::event::Event;
 use crate::message::{Headers, MessageId, Millis};
 
+pub mod cache;
 pub mod datadir;
+pub mod schedule;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
@@ -69,6 +71,8 @@ pub enum DocKind {
     Topic,
     /// A declared or known group of a topic.
     Group,
+    /// A cache of a product.
+    Cache,
 }
 
 /// One document of the catalogue. The store does not interpret the body.
@@ -76,7 +80,8 @@ pub enum DocKind {
 pub struct Doc {
     /// Its kind.
     pub kind: DocKind,
-    /// Unique within its kind: `product`, `product/broker`, `product/broker:topic`, `product/broker:topic/group`.
+    /// Unique within its kind: `product`, `product/broker`, `product/broker:topic`, `product/broker:topic/group`; a
+    /// cache's is `product/cache`.
     pub path: String,
     /// The document; credentials in it are sealed already.
     pub body: Value,
@@ -413,7 +418,7 @@ pub struct Job {
 
 /// The contract. All calls may run at the same time, from many processes.
 #[async_trait]
-pub trait Store: Send + Sync + Debug {
+pub trait Store: cache::CacheStore + schedule::ScheduleStore + Send + Sync + Debug {
     /// How far it reaches.
     fn scope(&self) -> Scope;
 

@@ -14,11 +14,13 @@ fn word(kind: DocKind) -> &'static str {
         DocKind::Broker => "broker",
         DocKind::Topic => "topic",
         DocKind::Group => "group",
+        DocKind::Cache => "cache",
     }
 }
 
 fn kind(word: &str) -> Option<DocKind> {
-    [DocKind::Product, DocKind::Broker, DocKind::Topic, DocKind::Group].into_iter().find(|kind| self::word(*kind) == word)
+    use DocKind::{Broker, Cache, Group, Product, Topic};
+    [Product, Broker, Topic, Group, Cache].into_iter().find(|kind| self::word(*kind) == word)
 }
 
 /// The catalogue's version.

@@ -4,6 +4,7 @@
 //! call blocks the runtime. [`writer`] has the group commit, [`schema`] the tables, and a file each the parts of the
 //! contract.
 
+mod caches;
 mod catalog;
 mod clock;
 mod db;
@@ -15,6 +16,7 @@ mod jobs;
 mod lot;
 mod open;
 mod registry;
+mod schedules;
 mod schema;
 mod writer;
 
@@ -364,6 +366,8 @@ impl Store for SqliteStore {
                     Ok(idempotency::sweep(db, SWEEP_ROWS)?
                         + registry::sweep(db, SWEEP_ROWS)?
                         + jobs::sweep(db, SWEEP_ROWS)?
+                        + caches::sweep(db, SWEEP_ROWS)?
+                        + schedules::sweep(db, SWEEP_ROWS)?
                         + lot::sweep(db, SWEEP_ROWS)?)
                 })
                 .await?;
