@@ -11,7 +11,7 @@ use crate::output::Format;
     name = "trunkline",
     version,
     about = "One messaging API over Kafka, RabbitMQ, Redis, SQS, Pub/Sub, NATS and an embedded broker",
-    after_help = "Start here:\n  trunkline init --example\n  trunkline produce order-events:order-created '{\"orderId\":\"123\"}'\n  trunkline consume order-events:order-created\n\n`trunkline help exit-codes` lists what a script can rely on.",
+    after_help = "Start here:\n  trunkline init --example\n  trunkline produce order-events:order-created '{\"orderId\":\"123\",\"amount\":99.99}'\n  trunkline consume order-events:order-created\n\n`trunkline help exit-codes` lists what a script can rely on.",
     disable_help_subcommand = true,
     arg_required_else_help = true,
     max_term_width = 120

@@ -450,6 +450,7 @@ impl Env {
                 waits_per_second: options.waits_per_second.unwrap_or(500.0),
                 rate: options.rate,
             },
+            payloads: route.payloads.clone(),
             share: inner.group_share(&route.filed.address, &group),
             hand: inner.hand.clone(),
         };
@@ -478,7 +479,7 @@ impl Env {
                     // Derived, so that a copy made twice is recognised.
                     let id = MessageId::derived(entry.message.id.millis(), &[entry.message.id.as_bytes(), entry.group.as_bytes(), b"dead"]);
                     let options =
-                        ProduceOptions { key: entry.message.key, headers, id: Some(id), trusted: true, ..ProduceOptions::default() };
+                        ProduceOptions { key: entry.message.key, headers, id: Some(id), trusted: true, admitted: true, ..Default::default() };
                     let route = route.clone();
                     async move { produce(&route, entry.message.payload, options).await }
                 });

@@ -24,6 +24,7 @@ use crate::event::Event;
 use crate::history::{Batch, Class, Filed};
 use crate::lot::topics::TopicLot;
 use crate::message::{MessageId, millis};
+use crate::payloads::Payloads;
 use crate::policy::{LotPlace, Schedule, Wishes, plan};
 use crate::produce::sender::Sender;
 use crate::provider::{GroupSpec, Provider, Stage, Start};
@@ -42,6 +43,8 @@ pub(crate) struct Inner {
     pub(crate) tasks: TaskTracker,
     pub(crate) end: CancellationToken,
     pub(crate) delayed: Arc<Notify>,
+    /// Told when a schedule was made or resumed.
+    pub(crate) scheduled: Arc<Notify>,
     /// What the consumers of a group share, while there are any.
     groups: Mutex<GroupShares>,
     /// What all consumers have in hand.
@@ -57,6 +60,8 @@ pub(crate) struct Inner {
     fading: Mutex<Vec<Arc<dyn Provider>>>,
     /// Since when nothing waits for a group on a server that is being left.
     pub(crate) quiet: Mutex<HashMap<Quiet, Instant>>,
+    /// The version of the catalogue that the checks of payloads follow.
+    followed: std::sync::atomic::AtomicU64,
     opening: tokio::sync::Mutex<()>,
     closed: std::sync::atomic::AtomicBool,
 }
@@ -109,6 +114,7 @@ impl Inner {
             tasks: TaskTracker::new(),
             end: CancellationToken::new(),
             delayed: Arc::new(Notify::new()),
+            scheduled: Arc::new(Notify::new()),
             groups: Mutex::default(),
             hand: Hand::new(parts.in_hand),
             engines: Mutex::new(Vec::new()),
@@ -118,6 +124,7 @@ impl Inner {
             left: Mutex::default(),
             fading: Mutex::default(),
             quiet: Mutex::default(),
+            followed: std::sync::atomic::AtomicU64::new(0),
             opening: tokio::sync::Mutex::new(()),
             closed: std::sync::atomic::AtomicBool::new(false),
             parts,
@@ -143,6 +150,20 @@ impl Inner {
         self.routes.read().values().cloned().collect()
     }
 
+    /// Brings the checks of payloads to what the catalogue says of the topics, if it changed since the last time.
+    pub(crate) fn follow_topics(&self) {
+        let version = self.catalog.version();
+        if self.followed.swap(version, Ordering::AcqRel) == version {
+            return;
+        }
+        for route in self.open_routes().into_iter().chain(self.left_routes()) {
+            let Address { product, env, event } = &route.filed.address;
+            if let Ok(entry) = self.catalog.route(product, env, event) {
+                route.payloads.follow(&entry.topic);
+            }
+        }
+    }
+
     /// The open routes of servers that envs have left.
     pub(crate) fn left_routes(&self) -> Vec<Arc<Route>> {
         self.left.lock().values().cloned().collect()
@@ -166,6 +187,7 @@ impl Inner {
         };
         let entry = self.catalog.route(product, env, &event)?;
         if let Some(route) = self.routes.read().get(&entry.address).filter(|route| route.epoch == entry.epoch) {
+            route.payloads.follow(&entry.topic);
             return Ok(route.clone());
         }
         let _one = self.opening.lock().await;
@@ -284,6 +306,7 @@ impl Inner {
             lots: Mutex::default(),
             pulse: crate::background::Pulse::default(),
             epoch: entry.epoch,
+            payloads: Arc::new(Payloads::of(&entry.topic)),
             instance: Arc::downgrade(self),
         })
     }

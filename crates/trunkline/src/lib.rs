@@ -35,9 +35,10 @@
 //! ```
 //!
 //! - Produce: [`Env::produce`], [`Env::produce_batch`]; what it promises and how it fails: [`produce`].
+//! - Produce later, or again and again: [`Produce::dispatch`], [`schedules`].
 //! - Consume: [`Env::consume`], [`Env::consume_batch`], [`Env::stream`]; verdicts: [`Verdict`]; options: [`ConsumeOptions`].
 //! - What became of messages: [`Env::message`], [`Env::messages`]; dead letters: [`dead_letter`]; replay: [`replay`].
-//! - Products, brokers, topics, groups: [`Catalog`], [`groups`]; caches: [`cache`].
+//! - Products, brokers, topics, groups: [`Catalog`], [`groups`]; caches: [`cache`]; what payloads look like: [`schema`].
 //! - To add a provider: [`provider`].
 
 #[cfg(not(feature = "sqlite"))]
@@ -67,6 +68,7 @@ pub mod message;
 mod messages;
 mod moves;
 pub mod names;
+pub mod payloads;
 pub mod policy;
 pub mod policy_config;
 pub mod produce;
@@ -74,6 +76,8 @@ pub mod provider;
 pub mod removal;
 pub mod replay;
 mod route;
+pub mod schedules;
+pub mod schema;
 pub mod secret;
 pub mod stats;
 pub mod store;

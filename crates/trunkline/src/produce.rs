@@ -59,6 +59,8 @@ pub struct ProduceOptions {
     pub(crate) id: Option<MessageId>,
     /// Headers come from a message that was produced before: the product's own names are kept.
     pub(crate) trusted: bool,
+    /// Its payload is not asked about: it was when it was first produced, or it is a dead letter of another topic.
+    pub(crate) admitted: bool,
 }
 
 /// What a produce came to.
@@ -111,6 +113,7 @@ pub(crate) fn try_plain(route: &Route, plain: Plain) -> Result<Result<Queued, Pl
     let since = Instant::now();
     let Plain { payload, key } = plain;
     check_size(route, &payload, key.as_ref(), 0)?;
+    route.payloads.admit(&payload)?;
     let (id, produced_at) = MessageId::now_at();
     let outgoing = Outgoing { id, shard: route.shard_of(key.as_ref()), key, headers: Headers::new(), payload };
     let offered = route.sender.offer(outgoing, Times { produced_at, since, deadline: since + TIMEOUT });
@@ -254,8 +257,14 @@ fn check_size(route: &Route, payload: &Bytes, key: Option<&Bytes>, headers: usiz
 }
 
 /// Checks a message against what the topic and the provider take.
-fn admit(route: &Route, payload: &Bytes, options: &ProduceOptions, now: Millis) -> Result<()> {
+pub(crate) fn admit(route: &Route, payload: &Bytes, options: &ProduceOptions, now: Millis) -> Result<()> {
     check_size(route, payload, options.key.as_ref(), options.headers.size())?;
+    check_options(options, now)?;
+    if options.admitted { Ok(()) } else { route.payloads.admit(payload) }
+}
+
+/// Checks what can be said without the topic.
+pub(crate) fn check_options(options: &ProduceOptions, now: Millis) -> Result<()> {
     if !options.trusted
         && let Some((name, _)) = options.headers.iter().find(|(name, _)| name.starts_with(header::PREFIX) || name.is_empty())
     {

@@ -13,6 +13,7 @@ use crate::error::{Code, Error, Result};
 use crate::history::Filed;
 use crate::inner::Inner;
 use crate::lot::topics::TopicLot;
+use crate::payloads::Payloads;
 use crate::produce::sender::Sender;
 use crate::provider::{Provider, TopicSpec};
 use crate::store::Store;
@@ -38,6 +39,8 @@ pub(crate) struct Route {
     pub(crate) pulse: crate::background::Pulse,
     /// The number of this configuration of the env.
     pub(crate) epoch: u64,
+    /// Checks payloads against the topic's schema.
+    pub(crate) payloads: Arc<Payloads>,
     /// The instance it belongs to, which knows the catalogue.
     pub(crate) instance: Weak<Inner>,
 }

@@ -438,6 +438,14 @@ impl<'a> Produce<'a> {
     }
 }
 
+impl<'a> Produce<'a> {
+    /// What was described.
+    pub(crate) fn into_parts(self) -> (&'a Env, &'a str, Result<Bytes>, ProduceOptions) {
+        let options = ProduceOptions { key: self.key, ..self.options.map(|options| *options).unwrap_or_default() };
+        (self.env, self.event, self.payload, options)
+    }
+}
+
 impl<'a> IntoFuture for Produce<'a> {
     type Output = Result<Receipt>;
     type IntoFuture = Producing<'a>;

@@ -11,6 +11,7 @@ use crate::event::{Event, check_tag};
 use crate::history::Capture;
 use crate::message::{Millis, millis};
 use crate::policy_config::{Defaults, Retention, duration};
+use crate::schema::Validate;
 
 const SLUGS: &[&str] = &["env", "env_slug", "env_type"];
 const KINDS: &[&str] = &["KAFKA", "RABBITMQ", "REDIS", "AWS_SQS", "GOOGLE_PUBSUB", "NATS", "EMBEDDED"];
@@ -79,6 +80,7 @@ macro_rules! topic_fields {
             Field::new("description", Kind::Text),
             Field::new("sample", Kind::Any),
             Field::new("schema", Kind::By(schema)),
+            Field::new("validate", Kind::Word(&["off", "warn", "reject"])),
             Field::new("ordering", Kind::Word(&["none", "key"])),
             Field::new("shards", Kind::Int(1, SHARDS_MAX)),
             Field::new("durability", Kind::Word(&["memory", "written", "fsynced", "replicated", "cloud"])),
@@ -96,7 +98,10 @@ const TOPIC: &[Field] = topic_fields!(Field::new("name", Kind::Text).required(),
 const TOPIC_PATCH: &[Field] = topic_fields!(Field::new("name", Kind::Text), Field::new("tag", Kind::Text));
 
 fn schema(path: &str, value: &Value) -> Result<()> {
-    if value.is_object() || value.is_boolean() { Ok(()) } else { Err(INPUT.wrong(path, "a JSON Schema (an object or a boolean)", value)) }
+    if !value.is_object() && !value.is_boolean() {
+        return Err(INPUT.wrong(path, "a JSON Schema (an object or a boolean)", value));
+    }
+    crate::schema::check(path, value)
 }
 
 fn queue_urls(path: &str, value: &Value) -> Result<()> {
@@ -224,6 +229,7 @@ pub(crate) struct TopicInput {
     pub(crate) description: Option<String>,
     pub(crate) sample: Option<Value>,
     pub(crate) schema: Option<Value>,
+    pub(crate) validate: Option<Validate>,
     pub(crate) ordering: Option<Ordering>,
     pub(crate) shards: Option<u32>,
     pub(crate) durability: Option<Durability>,
@@ -255,6 +261,7 @@ impl TopicInput {
             description: take(&mut map, "description"),
             sample: map.remove("sample"),
             schema: map.remove("schema"),
+            validate: word(&mut map, "validate"),
             ordering: word(&mut map, "ordering"),
             shards: map.remove("shards").and_then(|n| n.as_u64()).and_then(|n| u32::try_from(n).ok()),
             durability: word(&mut map, "durability"),

@@ -219,13 +219,16 @@ impl Engine {
         if work.broken {
             return Some("broken_envelope");
         }
+        if work.invalid.is_some() {
+            return Some("payload_invalid");
+        }
         is_crash_loop(&self.options.schedule, work.deliveries).then_some("crash_loop")
     }
 
     /// Takes it in hand for as long as it takes to bury it.
     pub(super) fn bury_unhandled(&self, lanes: &mut Lanes, work: &Work, reason: &'static str) -> Finished {
         lanes.come(work.position.shard, work.size);
-        let entry = self.entry(work, LotState::Dead, now_ms(), work.attempts, Some(reason.into()), None);
+        let entry = self.entry(work, LotState::Dead, now_ms(), work.attempts, Some(reason.into()), work.invalid.clone());
         Finished::of(work, Then::Lot(Box::new(entry)), Some(unhandled(work, reason)), false)
     }
 
@@ -244,6 +247,7 @@ impl Engine {
             source: Source::Broker(delivery.token, generation),
             id,
             broken: delivery.id == EnvelopeId::Broken,
+            invalid: self.payloads.unfit(delivery.payload.as_deref().unwrap_or_default()),
             position: delivery.position,
             epoch,
             lane: match &delivery.key {

@@ -116,8 +116,6 @@ pub enum ScheduleSettle {
         /// Not before this (wall time).
         retry_at: Millis,
     },
-    /// Nothing was due any more: what is left lies behind its end.
-    Over,
 }
 
 /// Which schedules. Empty fields match all.

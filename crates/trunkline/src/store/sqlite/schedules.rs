@@ -228,13 +228,6 @@ fn settle(db: &Db, id: MessageId, owner: &str, settle: &ScheduleSettle) -> Resul
              WHERE id = ?1 AND owner = ?2",
             params![id, owner, error, int(*retry_at), wall],
         ),
-        ScheduleSettle::Over => db.run(
-            doing,
-            "UPDATE schedule SET owner = NULL, until = 0, firing_at = NULL, retry_at = NULL, next_at = NULL, due_at = NULL,
-                 state = 'done', updated_at = ?3
-             WHERE id = ?1 AND owner = ?2",
-            params![id, owner, wall],
-        ),
     };
     rows.map(|rows| rows == 1)
 }
