@@ -62,6 +62,8 @@ pub enum Command {
     Caches(commands::caches::Args),
     Jobs(commands::jobs::Args),
     Produce(commands::produce::Args),
+    Dispatch(commands::dispatch::Args),
+    Schedules(commands::schedules::Args),
     Consume(commands::consume::Args),
     Run(commands::run::Args),
     Messages(commands::messages::Args),

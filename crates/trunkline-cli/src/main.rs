@@ -60,6 +60,8 @@ async fn run(command: Command, ctx: &Ctx) -> Result<()> {
         Command::Caches(args) => commands::caches::run(args, ctx).await,
         Command::Jobs(args) => commands::jobs::run(args, ctx).await,
         Command::Produce(args) => commands::produce::run(args, ctx).await,
+        Command::Dispatch(args) => commands::dispatch::run(args, ctx).await,
+        Command::Schedules(args) => commands::schedules::run(args, ctx).await,
         Command::Consume(args) => commands::consume::run(args, ctx).await,
         Command::Run(args) => commands::run::run(args, ctx).await,
         Command::Demo(args) => commands::demo::run(args, ctx).await,
