@@ -10,6 +10,8 @@ use trunkline::message::Millis;
 use trunkline::store::audit::AuditStore;
 use trunkline::store::keys::{KeyRow, KeyStore};
 use trunkline::store::secrets::{SecretChange, SecretRow, SecretStore};
+use trunkline::store::cache::{CacheClaim, CacheClaimed, CacheKey, CacheStore, CacheValue};
+use trunkline::store::schedule::{ScheduleFilter, ScheduleRecord, ScheduleSettle, ScheduleState, ScheduleStore};
 use trunkline::store::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
     LotFilter, LotRecord, LotSettle, Member, Scope, Store,
@@ -71,6 +73,40 @@ macro_rules! through {
             })*
         }
     };
+}
+
+/// A part of the contract that has a trait of its own.
+macro_rules! part {
+    ($part:ident: $($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        #[async_trait]
+        impl $part for FaultyStore {
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$result> {
+                self.1.check()?;
+                self.0.$name($($arg),*).await
+            })*
+        }
+    };
+}
+
+part! {
+    CacheStore:
+    cache_claim(claim: CacheClaim) -> CacheClaimed;
+    cache_sent(key: &CacheKey, id: MessageId, owner: &str) -> ();
+    cache_abandon(key: &CacheKey, owner: &str) -> ();
+    cache_values(scope: &str, expiry: Duration, limit: usize, offset: usize) -> (Vec<CacheValue>, u64);
+    cache_clear(scope: &str) -> u64;
+}
+
+part! {
+    ScheduleStore:
+    schedule_add(schedule: &ScheduleRecord) -> ();
+    schedule_get(id: MessageId) -> Option<ScheduleRecord>;
+    schedules(filter: &ScheduleFilter, limit: usize, offset: usize) -> (Vec<ScheduleRecord>, u64);
+    schedule_claim(limit: usize, owner: &str, lease: Duration) -> Vec<(ScheduleRecord, bool)>;
+    schedule_skip(id: MessageId, owner: &str, firing_at: Millis, missed: u64) -> bool;
+    schedule_settle(id: MessageId, owner: &str, settle: ScheduleSettle) -> bool;
+    schedule_turn(id: MessageId, from: &[ScheduleState], to: ScheduleState, next_at: Option<Millis>) -> bool;
+    schedule_next() -> Option<Millis>;
 }
 
 through! {

@@ -1,7 +1,8 @@
 //! The work behind: what every open process does now and then so that nobody has to.
 //!
-//! Delayed publishes that are due, the registry's heartbeats, catalogue changes and revoked sessions by other processes, jobs
-//! that a dead process left, and the store's sweep. Work that one process at a time must do stands behind a lease row.
+//! Delayed publishes and schedules that are due, the registry's heartbeats, catalogue changes and revoked sessions by other
+//! processes, jobs that a dead process left, and the store's sweep. Work that one process at a time must do stands behind a
+//! lease row.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::message::{Millis, millis, now_ms};
 use crate::policy::Schedule;
 use crate::produce::{ProduceOptions, produce};
 use crate::route::Route;
+use crate::schedules::fire::fire_schedules;
 use crate::store::{LotEntry, LotSettle, Member, MemberRole};
 
 /// Changes by other processes are seen within this.
@@ -55,13 +57,20 @@ impl Inner {
             });
         };
         each(LOOK, |inner| Box::pin(async move { inner.follow_catalogue().await }));
-        each(LOOK, |inner| Box::pin(async move { inner.follow_connections().await }));
+        each(LOOK, |inner| {
+            Box::pin(async move {
+                // Changes of this process are there without a refresh.
+                inner.follow_topics();
+                inner.follow_connections().await
+            })
+        });
         each(LOOK, |inner| Box::pin(async move { inner.tend_moves().await }));
         each(LOOK, |inner| Box::pin(async move { inner.sessions.tend().await }));
         each(HEARTBEAT, |inner| Box::pin(async move { inner.heartbeat().await }));
         each(SWEEP, |inner| Box::pin(async move { inner.sweep().await }));
         each(Duration::from_secs(5), |inner| Box::pin(async move { inner.adopt_jobs().await }));
         each(Duration::from_secs(5), |inner| Box::pin(async move { inner.tend_lots().await }));
+        self.tasks.spawn(fire_schedules(Arc::downgrade(self), self.end.clone(), self.scheduled.clone()));
         self.tasks.spawn(publish_delayed(Arc::downgrade(self), self.end.clone(), self.delayed.clone()));
     }
 
@@ -310,6 +319,7 @@ async fn publish(route: &Arc<Route>, entry: &LotEntry) -> Result<()> {
         headers: entry.message.headers.clone(),
         id: Some(entry.message.id),
         trusted: true,
+        admitted: true,
         ..ProduceOptions::default()
     };
     produce(route, entry.message.payload.clone(), options).await.map(drop)

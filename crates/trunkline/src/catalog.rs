@@ -5,6 +5,7 @@
 
 mod breaking;
 mod broker;
+mod cache;
 mod docs;
 mod group;
 mod input;
@@ -26,6 +27,7 @@ use tokio::sync::{Mutex, watch};
 
 pub use breaking::Breaking;
 pub use broker::{BrokerUpdate, EnvMove, LeftBehind};
+pub use cache::{CacheDoc, CacheUpdate};
 pub use product::ProductUpdate;
 pub use record::{
     BrokerDoc, BrokerView, EnvDoc, EnvView, GroupDoc, Leaving, LeavingView, Ordering, OwnName, ProductDoc, QueueUrl, TopicDoc,
@@ -42,7 +44,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::store::{DocChange, Store};
 use docs::{Docs, Memory};
-use input::{BrokerInput, SessionInput, TopicInput};
+use input::{BrokerInput, CacheInput, SessionInput, TopicInput};
 
 /// How often a change is worked out anew because another process was faster.
 const ATTEMPTS: u32 = 50;
@@ -178,6 +180,11 @@ pub(crate) fn check_topic(product: Option<&str>, input: &Value) -> Result<Event>
 /// Checks what `create_session` would take, without a catalogue; the session's tag.
 pub(crate) fn check_session(product: Option<&str>, input: &Value) -> Result<String> {
     SessionInput::create(product, input).map(|input| input.tag.unwrap_or_default())
+}
+
+/// Checks what `create_cache` would take; the cache's tag.
+pub(crate) fn check_cache(product: Option<&str>, input: &Value) -> Result<String> {
+    CacheInput::create(product, input).map(|input| input.tag.unwrap_or_default())
 }
 
 #[cfg(test)]

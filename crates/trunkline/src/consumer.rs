@@ -64,6 +64,8 @@ pub struct ConsumeOptions {
     pub waits_per_second: Option<f64>,
     /// Who consumes: verified when the consumer starts, and recorded. That it expires later does not end the consumer.
     pub session: Option<Session>,
+    /// The tag of a cache of the product, which must exist (`CACHE_NOT_FOUND`); it has no other effect on a consume.
+    pub cache: Option<String>,
 }
 
 /// A consume being described. Awaiting it subscribes; it is live when that returns.
@@ -359,6 +361,9 @@ impl Env {
             }
             None => None,
         };
+        if let Some(tag) = &options.cache {
+            route.cache(tag)?;
+        }
         let event = route.filed.address.event.clone();
         let what = What {
             product: self.product_tag().into(),
@@ -468,6 +473,7 @@ impl Env {
                 waits_per_second: options.waits_per_second.unwrap_or(500.0),
                 rate: options.rate,
             },
+            payloads: route.payloads.clone(),
             share: inner.group_share(&route.filed.address, &group),
             hand: inner.hand.clone(),
         };
@@ -496,7 +502,7 @@ impl Env {
                     // Derived, so that a copy made twice is recognised.
                     let id = MessageId::derived(entry.message.id.millis(), &[entry.message.id.as_bytes(), entry.group.as_bytes(), b"dead"]);
                     let options =
-                        ProduceOptions { key: entry.message.key, headers, id: Some(id), trusted: true, ..ProduceOptions::default() };
+                        ProduceOptions { key: entry.message.key, headers, id: Some(id), trusted: true, admitted: true, ..Default::default() };
                     let route = route.clone();
                     async move { produce(&route, entry.message.payload, options).await }
                 });

@@ -1,4 +1,4 @@
-//! `trunkline.yaml`: a workspace's brokers, topics and sessions as a file, in the words and types of the calls.
+//! `trunkline.yaml`: a workspace's brokers, topics, sessions and caches as a file, in the words and types of the calls.
 //!
 //! A plan is the file applied to a copy of the catalogue in memory, so that a plan finds every error an apply would.
 
@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::catalog::{BrokerDoc, BrokerView, Catalog, check_broker, check_session, check_topic};
+use crate::catalog::{BrokerDoc, BrokerView, Catalog, check_broker, check_cache, check_session, check_topic};
 use crate::config::fields::{Field, INPUT, Kind, is_absent};
 use crate::config::sensitive::{MASK, visit};
 use crate::error::{Error, Result};
@@ -26,6 +26,8 @@ pub struct File {
     brokers: Vec<FileBroker>,
     /// The session definitions: tag, and what `create_session` takes.
     sessions: Vec<(String, Value)>,
+    /// The caches as `create_cache` takes them, with the tag each.
+    caches: Vec<(String, Value)>,
 }
 
 /// Which store a workspace uses.
@@ -70,7 +72,7 @@ pub enum Action {
 /// One thing of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Change {
-    /// `broker`, `topic` or `session`.
+    /// `broker`, `topic`, `session` or `cache`.
     pub kind: &'static str,
     /// Its tag; a topic's in full.
     pub tag: String,
@@ -108,9 +110,6 @@ impl File {
 
     fn read(value: &Value) -> Result<Self> {
         let map = INPUT.object("", FILE, value)?;
-        if map.get("caches").is_some_and(|given| given.as_array().is_none_or(|list| !list.is_empty())) {
-            return Err(Error::input("caches", "`caches` is not available yet"));
-        }
         let text = |map: &Map<String, Value>, name: &str| map.get(name).and_then(Value::as_str).map(str::to_owned);
         let store = map.get("store").and_then(Value::as_object);
         let mut file = File {
@@ -122,7 +121,15 @@ impl File {
             },
             brokers: Vec::new(),
             sessions: sessions(map.get("sessions"), map.get("product").and_then(Value::as_str))?,
+            caches: Vec::new(),
         };
+        for (i, cache) in list("caches", map.get("caches"))?.into_iter().enumerate() {
+            let tag = check_cache(file.product.as_deref(), &cache).map_err(|error| error.detail("at", format!("caches[{i}]")))?;
+            if file.caches.iter().any(|(other, _)| *other == tag) {
+                return Err(Error::input(&format!("caches[{i}].tag"), format!("cache '{tag}' is given twice")));
+            }
+            file.caches.push((tag, cache));
+        }
         for (i, broker) in list("brokers", map.get("brokers"))?.iter().enumerate() {
             let broker = FileBroker::read(broker, file.product.as_deref()).map_err(|error| error.detail("at", format!("brokers[{i}]")))?;
             if file.brokers.iter().any(|other| other.tag == broker.tag) {
@@ -158,6 +165,9 @@ impl File {
         if prune && catalog.fetch_product(&product)?.is_some() {
             self.prune(catalog, &product, &mut changes).await?;
         }
+        for (tag, cache) in &self.caches {
+            changes.push(put_cache(catalog, &product, tag, cache).await?);
+        }
         for broker in &self.brokers {
             changes.push(broker.put(catalog, &product, prune).await?);
             for (event, topic) in &broker.topics {
@@ -190,6 +200,12 @@ impl File {
             if !self.sessions.iter().any(|(tag, _)| *tag == session.tag) {
                 let gone = catalog.delete_session(product, &session.tag).await?;
                 changes.push(Change::of("session", &session.tag, Action::Delete, Some(shown(&*gone)), None));
+            }
+        }
+        for cache in catalog.list_caches(product)? {
+            if !self.caches.iter().any(|(tag, _)| *tag == cache.tag) {
+                let gone = catalog.delete_cache(product, &cache.tag).await?;
+                changes.push(Change::of("cache", &cache.tag, Action::Delete, Some(shown(&*gone)), None));
             }
         }
         Ok(())
@@ -296,6 +312,20 @@ async fn put_session(catalog: &Catalog, product: &str, tag: &str, input: &Value)
         Change::of("session", tag, Action::Update, Some(shown(&*before)), Some(shown(&*update.session)))
     } else {
         Change::of("session", tag, Action::Unchanged, None, None)
+    })
+}
+
+async fn put_cache(catalog: &Catalog, product: &str, tag: &str, input: &Value) -> Result<Change> {
+    let there = catalog.fetch_product(product)?.is_some();
+    let Some(before) = (if there { catalog.fetch_cache(product, tag)? } else { None }) else {
+        let after = catalog.create_cache(Some(product), input.clone()).await?;
+        return Ok(Change::of("cache", tag, Action::Create, None, Some(shown(&*after))));
+    };
+    let update = catalog.update_cache(Some(product), tag, input.clone()).await?;
+    Ok(if update.changed {
+        Change::of("cache", tag, Action::Update, Some(shown(&*before)), Some(shown(&*update.cache)))
+    } else {
+        Change::of("cache", tag, Action::Unchanged, None, None)
     })
 }
 

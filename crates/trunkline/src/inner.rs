@@ -25,6 +25,7 @@ use crate::event::Event;
 use crate::history::{Batch, Class, Filed};
 use crate::lot::topics::TopicLot;
 use crate::message::{MessageId, millis};
+use crate::payloads::Payloads;
 use crate::policy::{LotPlace, Schedule, Wishes, plan};
 use crate::produce::sender::Sender;
 use crate::provider::{GroupSpec, Provider, Stage, Start};
@@ -45,6 +46,8 @@ pub(crate) struct Inner {
     pub(crate) tasks: TaskTracker,
     pub(crate) end: CancellationToken,
     pub(crate) delayed: Arc<Notify>,
+    /// Told when a schedule was made or resumed.
+    pub(crate) scheduled: Arc<Notify>,
     /// What the consumers of a group share, while there are any.
     groups: Mutex<GroupShares>,
     /// What all consumers have in hand.
@@ -60,6 +63,8 @@ pub(crate) struct Inner {
     fading: Mutex<Vec<Arc<dyn Provider>>>,
     /// Since when nothing waits for a group on a server that is being left.
     pub(crate) quiet: Mutex<HashMap<Quiet, Instant>>,
+    /// The version of the catalogue that the checks of payloads follow.
+    topics_followed: AtomicU64,
     opening: tokio::sync::Mutex<()>,
     /// The catalogue's version that open connections were brought to.
     pub(crate) followed: AtomicU64,
@@ -117,6 +122,7 @@ impl Inner {
             tasks: TaskTracker::new(),
             end: CancellationToken::new(),
             delayed: Arc::new(Notify::new()),
+            scheduled: Arc::new(Notify::new()),
             groups: Mutex::default(),
             hand: Hand::new(parts.in_hand),
             engines: Mutex::new(Vec::new()),
@@ -126,6 +132,7 @@ impl Inner {
             left: Mutex::default(),
             fading: Mutex::default(),
             quiet: Mutex::default(),
+            topics_followed: AtomicU64::new(0),
             opening: tokio::sync::Mutex::new(()),
             followed: AtomicU64::new(parts.catalog.version()),
             closed: std::sync::atomic::AtomicBool::new(false),
@@ -150,6 +157,20 @@ impl Inner {
     /// The open routes.
     pub(crate) fn open_routes(&self) -> Vec<Arc<Route>> {
         self.routes.read().values().cloned().collect()
+    }
+
+    /// Brings the checks of payloads to what the catalogue says of the topics, if it changed since the last time.
+    pub(crate) fn follow_topics(&self) {
+        let version = self.catalog.version();
+        if self.topics_followed.swap(version, Ordering::AcqRel) == version {
+            return;
+        }
+        for route in self.open_routes().into_iter().chain(self.left_routes()) {
+            let Address { product, env, event } = &route.filed.address;
+            if let Ok(entry) = self.catalog.route(product, env, event) {
+                route.payloads.follow(&entry.topic);
+            }
+        }
     }
 
     /// The open routes of servers that envs have left.
@@ -178,6 +199,7 @@ impl Inner {
         let connection = self.connection_of(&entry)?;
         let is_it = |route: &&Arc<Route>| route.epoch == entry.epoch && route.connection == connection;
         if let Some(route) = self.routes.read().get(&entry.address).filter(is_it) {
+            route.payloads.follow(&entry.topic);
             return Ok(route.clone());
         }
         let _one = self.opening.lock().await;
@@ -260,7 +282,7 @@ impl Inner {
         }
     }
 
-    async fn open_route(&self, entry: &RouteEntry) -> Result<Route> {
+    async fn open_route(self: &Arc<Self>, entry: &RouteEntry) -> Result<Route> {
         let connection = self.connection_of(entry)?;
         let Address { product, env, .. } = &entry.address;
         let provider = self.provider((product, env), entry.kind, &entry.config).await?;
@@ -305,6 +327,8 @@ impl Inner {
             pulse: crate::background::Pulse::default(),
             epoch: entry.epoch,
             connection,
+            payloads: Arc::new(Payloads::of(&entry.topic)),
+            instance: Arc::downgrade(self),
         })
     }
 

@@ -35,9 +35,11 @@
 //! ```
 //!
 //! - Produce: [`Env::produce`], [`Env::produce_batch`]; what it promises and how it fails: [`produce`].
+//! - Produce later, or again and again: [`Produce::dispatch`], [`schedules`].
 //! - Consume: [`Env::consume`], [`Env::consume_batch`], [`Env::stream`]; verdicts: [`Verdict`]; options: [`ConsumeOptions`].
 //! - What became of messages: [`Env::message`], [`Env::messages`], [`events`], [`stats`], [`dashboard`]; dead letters: [`dead_letter`]; replay: [`replay`].
-//! - Products, brokers, topics, groups: [`Catalog`], [`groups`]. Who messages are produced for: [`sessions`].
+//! - Products, brokers, topics, groups: [`Catalog`], [`groups`]; caches: [`cache`]; what payloads look like: [`schema`].
+//! - Who messages are produced for: [`sessions`].
 //! - Who may do what: [`access`], [`keys`], [`audit`]; credentials: [`secret`].
 //! - To add a provider: [`provider`].
 
@@ -48,6 +50,7 @@ pub mod access;
 pub mod audit;
 mod background;
 mod breaker;
+pub mod cache;
 pub mod capability;
 pub mod catalog;
 #[doc(hidden)]
@@ -74,6 +77,7 @@ pub mod message;
 mod messages;
 mod moves;
 pub mod names;
+pub mod payloads;
 pub mod policy;
 pub mod policy_config;
 pub mod produce;
@@ -81,6 +85,8 @@ pub mod provider;
 pub mod removal;
 pub mod replay;
 mod route;
+pub mod schedules;
+pub mod schema;
 pub mod secret;
 pub mod sessions;
 pub mod stats;

@@ -1,5 +1,6 @@
-//! The produce path: admit → build → claim the idempotency key → send (the only retry loop) → complete → record.
+//! The produce path: admit → build → claim the idempotency key, then the cache → send (the only retry loop) → complete → record.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,6 +20,7 @@ use crate::route::Route;
 use crate::sessions::{Session, Stamp};
 use crate::store::{Claimed, IdempotencyClaim, LotEntry, LotMessage, LotState, Scope, Store};
 
+mod cached;
 pub(crate) mod sender;
 
 /// Within this a produce is confirmed or fails.
@@ -53,12 +55,17 @@ pub struct ProduceOptions {
     pub session: Option<Session>,
     /// What the session stamps on the message, once it is verified.
     pub(crate) stamp: Option<Arc<Stamp>>,
+    /// The tag of a cache of the product: if an equal message (same env, event, key and payload) was produced under it within
+    /// its expiry, the first result is returned and nothing is sent.
+    pub cache: Option<String>,
     /// The message it replays.
     pub(crate) replay_of: Option<MessageId>,
     /// The id it must carry, of a delayed publish that is due.
     pub(crate) id: Option<MessageId>,
     /// Headers come from a message that was produced before: the product's own names are kept.
     pub(crate) trusted: bool,
+    /// Its payload is not asked about: it was when it was first produced, or it is a dead letter of another topic.
+    pub(crate) admitted: bool,
 }
 
 /// What a produce came to.
@@ -74,11 +81,14 @@ pub struct Receipt {
     /// With an idempotency key or a delay: how far that knowledge reaches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,
+    /// Under a cache: whether this is the result of an equal message, and nothing was sent now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached: Option<bool>,
 }
 
 impl Receipt {
     fn of(process_id: MessageId) -> Self {
-        Receipt { success: true, process_id, duplicate: None, scope: None }
+        Receipt { success: true, process_id, duplicate: None, scope: None, cached: None }
     }
 }
 
@@ -108,10 +118,22 @@ pub(crate) fn try_plain(route: &Route, plain: Plain) -> Result<Result<Queued, Pl
     let since = Instant::now();
     let Plain { payload, key } = plain;
     check_size(route, &payload, key.as_ref(), 0)?;
+    route.payloads.admit(&payload)?;
     let (id, produced_at) = MessageId::now_at();
     let outgoing = Outgoing { id, shard: route.shard_of(key.as_ref()), key, headers: Headers::new(), payload };
     let offered = route.sender.offer(outgoing, Times { produced_at, since, deadline: since + TIMEOUT });
     Ok(offered.map(|answer| Queued { id, answer }).map_err(|outgoing| Plain { payload: outgoing.payload, key: outgoing.key }))
+}
+
+/// A message that passed every check, and how it is to be handed over.
+#[derive(Debug)]
+struct Ready {
+    outgoing: Outgoing,
+    /// When it is due, if it shall wait.
+    due: Option<Millis>,
+    now: Millis,
+    times: Times,
+    mark: Option<Box<Mark>>,
 }
 
 /// Produces one message on a route.
@@ -125,25 +147,23 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
         None if options.trusted => route.sessions.stamp_of(&options.headers).await,
         stamp => stamp,
     };
-    let ProduceOptions { key, mut headers, idempotency_key, window, replay_of, expires_at, .. } = options;
+    let ProduceOptions { key, mut headers, idempotency_key, window, replay_of, expires_at, cache, .. } = options;
     let due = options.deliver_at.or_else(|| options.delay.map(|delay| now + millis(delay))).filter(|due| *due > now);
-    let id = options.id.unwrap_or(new);
     if let Some(expires_at) = expires_at {
         headers.set(header::EXPIRES_AT, expires_at.to_string());
     }
     if let Some(stamp) = &stamp {
         headers.set(header::SESSION, stamp.header.clone());
     }
+    let (id, fixed) = (options.id.unwrap_or(new), options.id.is_some());
+    let shard = route.shard_of(key.as_ref());
+    let ready = |id, headers, payload, mark| Ready { outgoing: Outgoing { id, shard, key, headers, payload }, due, now, times, mark };
     let Some(idempotency_key) = idempotency_key else {
         let mark = (replay_of.is_some() || stamp.is_some()).then(|| mark(None, replay_of, stamp.as_deref()));
         if let Some(replay_of) = replay_of {
             headers.set(header::REPLAY_OF, Bytes::copy_from_slice(replay_of.as_bytes()));
         }
-        let outgoing = Outgoing { id, shard: route.shard_of(key.as_ref()), key, headers, payload };
-        return match due {
-            Some(due) => wait(route, outgoing, due, now).await,
-            None => route.sender.send(outgoing, times, mark).await.map(|_| Receipt::of(id)),
-        };
+        return send(route, cache.as_deref(), fixed, ready(id, headers, payload, mark)).await;
     };
     let store = &route.store;
     let scoped = format!("{}/{idempotency_key}", route.filed.address);
@@ -156,45 +176,65 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
         window: window.unwrap_or(WINDOW),
     };
     let scope = Some(store.scope());
-    let id = match claim_key(store.as_ref(), claim, times.deadline).await? {
-        Claimed::Ours(id) => id,
-        Claimed::Sent { id, .. } => return Ok(Receipt { success: true, process_id: id, duplicate: Some(true), scope }),
-        Claimed::InProgress { until } => {
-            return Err(Error::new(Code::IdempotencyInProgress, "the first publish with this idempotency key is still under way")
-                .detail("until", until)
-                .next("try again with the same key"));
-        }
-        Claimed::Conflict => {
-            return Err(Error::new(Code::IdempotencyConflict, "this idempotency key came with another payload before")
-                .field("idempotencyKey")
-                .next("use one key for one payload"));
-        }
+    let claimed = match ours(claim_key(store.as_ref(), claim, times.deadline).await?)? {
+        Ok(id) => id,
+        Err(known) => return Ok(Receipt { duplicate: Some(true), scope, ..Receipt::of(known) }),
     };
     headers.set(header::IDEMPOTENCY_KEY, idempotency_key.clone());
-    let outgoing = Outgoing { id, shard: route.shard_of(key.as_ref()), key, headers, payload };
-    let sent = match due {
-        Some(due) => wait(route, outgoing, due, now).await.map(drop),
-        None => {
-            let mark = mark(Some(idempotency_key.into()), replay_of, stamp.as_deref());
-            route.sender.send(outgoing, times, Some(mark)).await.map(drop)
-        }
-    };
-    match sent {
-        Ok(()) => {
-            // If this is lost, the claim runs out and the next try sends again with the same id.
-            if let Err(error) = store.idempotency_sent(&[(scoped, id)]).await {
+    let mark = mark(Some(idempotency_key.into()), replay_of, stamp.as_deref());
+    let sent = send(route, cache.as_deref(), true, ready(claimed, headers, payload, Some(mark))).await;
+    match &sent {
+        // Nothing was sent under this key: it is free for the message that comes when the cache's value has expired.
+        Ok(receipt) if receipt.cached == Some(true) => drop(store.idempotency_abandon(&scoped, claimed, &route.process).await),
+        // If this is lost, the claim runs out and the next try sends again with the same id.
+        Ok(_) => {
+            if let Err(error) = store.idempotency_sent(&[(scoped, claimed)]).await {
                 tracing::warn!(%error, "a confirmed idempotent publish could not be noted");
             }
-            Ok(Receipt { success: true, process_id: id, duplicate: Some(false), scope })
         }
-        Err(error) => {
-            let unsent = error.details().get("ambiguous").and_then(serde_json::Value::as_bool) == Some(false);
-            if unsent {
-                let _ = store.idempotency_abandon(&scoped, id, &route.process).await;
-            }
-            Err(error)
-        }
+        Err(error) if is_unsent(error) => drop(store.idempotency_abandon(&scoped, claimed, &route.process).await),
+        Err(_) => {}
     }
+    sent.map(|receipt| Receipt { duplicate: Some(false), scope, ..receipt })
+}
+
+/// The id to send with, or (`Err`) that of the message that was sent under the same key.
+fn ours(claimed: Claimed) -> Result<Result<MessageId, MessageId>> {
+    match claimed {
+        Claimed::Ours(id) => Ok(Ok(id)),
+        Claimed::Sent { id, .. } => Ok(Err(id)),
+        Claimed::InProgress { until } => {
+            Err(Error::new(Code::IdempotencyInProgress, "the first publish with this idempotency key is still under way")
+                .detail("until", until)
+                .next("try again with the same key"))
+        }
+        Claimed::Conflict => Err(Error::new(Code::IdempotencyConflict, "this idempotency key came with another payload before")
+            .field("idempotencyKey")
+            .next("use one key for one payload")),
+    }
+}
+
+/// Sends, or finds under the cache what was sent before.
+async fn send(route: &Arc<Route>, cache: Option<&str>, fixed: bool, ready: Ready) -> Result<Receipt> {
+    match cache {
+        Some(tag) => cached::cached(route, tag, fixed, ready).await,
+        None => hand_over(route, ready).await,
+    }
+}
+
+/// To the broker, or to the lot if it shall wait.
+async fn hand_over(route: &Arc<Route>, ready: Ready) -> Result<Receipt> {
+    let Ready { outgoing, due, now, times, mark } = ready;
+    let id = outgoing.id;
+    match due {
+        Some(due) => wait(route, outgoing, due, now).await,
+        None => route.sender.send(outgoing, times, mark).await.map(|_| Receipt::of(id)),
+    }
+}
+
+/// Whether an error says that the broker certainly does not have the message.
+fn is_unsent(error: &Error) -> bool {
+    error.details().get("ambiguous").and_then(serde_json::Value::as_bool) == Some(false)
 }
 
 /// What the record says beside the message.
@@ -239,9 +279,15 @@ fn check_size(route: &Route, payload: &Bytes, key: Option<&Bytes>, headers: usiz
 }
 
 /// Checks a message against what the topic and the provider take.
-fn admit(route: &Route, payload: &Bytes, options: &ProduceOptions, now: Millis) -> Result<()> {
+pub(crate) fn admit(route: &Route, payload: &Bytes, options: &ProduceOptions, now: Millis) -> Result<()> {
     let stamp = options.stamp.as_ref().map_or(0, |stamp| header::SESSION.len() + stamp.header.len());
     check_size(route, payload, options.key.as_ref(), options.headers.size() + stamp)?;
+    check_options(options, now)?;
+    if options.admitted { Ok(()) } else { route.payloads.admit(payload) }
+}
+
+/// Checks what can be said without the topic.
+pub(crate) fn check_options(options: &ProduceOptions, now: Millis) -> Result<()> {
     if !options.trusted
         && let Some((name, _)) = options.headers.iter().find(|(name, _)| name.starts_with(header::PREFIX) || name.is_empty())
     {
@@ -306,9 +352,13 @@ fn stamped_hash(payload: &[u8], stamp: Option<&Stamp>) -> [u8; 32] {
 
 /// Payloads are compared in RFC 8785 form, so that the order of fields and white space do not matter.
 pub(crate) fn hash(payload: &[u8]) -> [u8; 32] {
-    let canonical =
-        serde_json::from_slice::<serde_json::Value>(payload).ok().and_then(|value| serde_json_canonicalizer::to_vec(&value).ok());
-    Sha256::digest(canonical.as_deref().unwrap_or(payload)).into()
+    Sha256::digest(canonical(payload)).into()
+}
+
+/// JSON in RFC 8785 form; what is no JSON as it is.
+fn canonical(payload: &[u8]) -> Cow<'_, [u8]> {
+    let value = serde_json::from_slice::<serde_json::Value>(payload).ok();
+    value.and_then(|value| serde_json_canonicalizer::to_vec(&value).ok()).map_or(Cow::Borrowed(payload), Cow::Owned)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! What concerns the catalogue and the servers both: removing topics and brokers, and moving an env to another server.
+//! What concerns the catalogue and the servers both: removing topics and brokers, moving an env to another server, and whom a
+//! narrower schema concerns.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,14 +7,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::access::Call;
-use crate::catalog::{BrokerUpdate, BrokerView, LeftBehind, RouteEntry, TopicDoc};
+use crate::catalog::{BrokerUpdate, BrokerView, LeftBehind, RouteEntry, TopicDoc, TopicUpdate};
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
 use crate::lot::topics::TopicLot;
 use crate::members::SILENT;
 use crate::policy::LotPlace;
 use crate::provider::{Provider, Remove};
-use crate::store::MemberRole;
+use crate::store::{Member, MemberRole};
 use crate::trunkline::Trunkline;
 
 /// How long a server that an env leaves is given to say what waits on it.
@@ -44,6 +45,34 @@ impl Trunkline {
         let topic = self.catalog().delete_topic(product, event.as_str()).await?;
         self.forget_routes(product, |of| of == event).await;
         Ok(topic)
+    }
+
+    /// Changes a topic, see [`Catalog::update_topic`](crate::Catalog::update_topic); where its schema became narrower, the
+    /// result names the live consumers it concerns.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn update_topic(&self, product: Option<&str>, tag: &str, patch: Value) -> Result<TopicUpdate> {
+        let update = self.catalog().update_topic(product, tag, patch).await?;
+        self.with_affected(update).await
+    }
+
+    /// What [`Trunkline::update_topic`] would come to; nothing is written.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn plan_topic(&self, product: Option<&str>, tag: &str, patch: Value) -> Result<TopicUpdate> {
+        let update = self.catalog().scratch().await?.update_topic(product, tag, patch).await?;
+        self.with_affected(update).await
+    }
+
+    async fn with_affected(&self, mut update: TopicUpdate) -> Result<TopicUpdate> {
+        if !update.breaking.is_empty() {
+            let topic = &update.topic;
+            let concerned = |of: &Member| *of.address.product == *topic.product && of.address.event == topic.tag;
+            update.affected = self.members(Some(MemberRole::Consumer)).await?.into_iter().filter(concerned).collect();
+        }
+        Ok(update)
     }
 
     /// Removes a broker with its topics.

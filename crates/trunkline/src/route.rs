@@ -1,15 +1,19 @@
 //! A route: one topic in one env, opened. What a produce or a consume needs, found once and shared.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::capability::Capabilities;
+use crate::catalog::CacheDoc;
+use crate::error::{Code, Error, Result};
 use crate::history::Filed;
+use crate::inner::Inner;
 use crate::lot::topics::TopicLot;
+use crate::payloads::Payloads;
 use crate::produce::sender::Sender;
 use crate::provider::{Provider, TopicSpec};
 use crate::sessions::Gate;
@@ -40,9 +44,19 @@ pub(crate) struct Route {
     pub(crate) epoch: u64,
     /// Changes with the config, and with the secrets in it.
     pub(crate) connection: u64,
+    /// Checks payloads against the topic's schema.
+    pub(crate) payloads: Arc<Payloads>,
+    /// The instance it belongs to, which knows the catalogue.
+    pub(crate) instance: Weak<Inner>,
 }
 
 impl Route {
+    /// A cache of the product, as the catalogue has it now.
+    pub(crate) fn cache(&self, tag: &str) -> Result<Arc<CacheDoc>> {
+        let instance = self.instance.upgrade().ok_or_else(|| Error::new(Code::Closed, "this instance is closed"))?;
+        instance.catalog.cache(&self.filed.address.product, tag)
+    }
+
     /// The lot of a group, if it is not in the store; that of delayed publishes has no group.
     pub(crate) fn lot_of(&self, group: &str) -> Option<Arc<TopicLot>> {
         let delays = self.delays.as_ref()?;

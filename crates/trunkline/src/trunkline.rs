@@ -463,10 +463,28 @@ impl<'a> Produce<'a> {
         self
     }
 
+    /// Under this cache: what equals a message that was produced within its expiry is not sent again.
+    ///
+    /// Messages are equal if env, event, key and payload are (the payload in RFC 8785 form; headers do not count). The receipt
+    /// is then that of the first one, with `cached: Some(true)`. While the store is down the message is sent. An unknown tag is
+    /// `CACHE_NOT_FOUND`.
+    pub fn cache(mut self, tag: impl Into<String>) -> Self {
+        self.rest().cache = Some(tag.into());
+        self
+    }
+
     /// Confirmed within this, or failed (default 30 s).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.rest().timeout = Some(timeout);
         self
+    }
+}
+
+impl<'a> Produce<'a> {
+    /// What was described.
+    pub(crate) fn into_parts(self) -> (&'a Env, &'a str, Result<Bytes>, ProduceOptions) {
+        let options = ProduceOptions { key: self.key, ..self.options.map(|options| *options).unwrap_or_default() };
+        (self.env, self.event, self.payload, options)
     }
 }
 

@@ -10,7 +10,7 @@ use trunkline::{Error, Result};
 use crate::context::{Ctx, FILE, read_file};
 use crate::{output, values};
 
-/// Creates and updates the brokers and topics of a file; shows a diff
+/// Creates and updates the brokers, topics and caches of a file; shows a diff
 ///
 /// Applying a file twice changes nothing the second time. What the plan refuses is refused before anything is written.
 #[derive(Debug, clap::Args)]

@@ -54,6 +54,9 @@ pub struct Args {
     /// Handles at once even if at least half of the messages fail
     #[arg(long)]
     no_breaker: bool,
+    /// A cache of the product that must exist; it has no other effect
+    #[arg(long, value_name = "TAG")]
+    cache: Option<String>,
 }
 
 /// Consumes until it is stopped, `--max` is reached, or there was nothing to do for `--idle-exit`.
@@ -68,6 +71,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
         timeout: args.timeout,
         breaker: args.no_breaker.then_some(false),
         from: args.from.clone(),
+        cache: args.cache.clone(),
         ..ConsumeOptions::default()
     };
     let handler = work.clone();

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use trunkline::message::Millis;
+use trunkline::schema::Problem;
 use trunkline::{Code, Env, Error, Produce, Result};
 
 use crate::context::Ctx;
@@ -20,7 +21,8 @@ use crate::values::{self, FieldPath};
   trunkline produce order-events:order-created '{\"orderId\":\"123\"}' --key 123
   cat order.json | trunkline produce order-events:order-created -
   trunkline produce order-events:order-created --file orders.ndjson --key-from orderId --idempotency-key-from orderId
-  trunkline produce order-events:order-created '{\"orderId\":\"123\"}' --delay 10m")]
+  trunkline produce order-events:order-created '{\"orderId\":\"123\"}' --delay 10m
+  trunkline produce order-events:order-created '{\"orderId\":123}' --validate-only")]
 pub struct Args {
     /// Where to: brokerTag:topicTag
     event: String,
@@ -56,6 +58,12 @@ pub struct Args {
     /// Dead-lettered instead of handled after this time
     #[arg(long, value_name = "TIME", value_parser = values::future)]
     expires_at: Option<Millis>,
+    /// Sends nothing: only checks the payload against the topic's schema
+    #[arg(long, visible_alias = "dry-run", conflicts_with = "file")]
+    validate_only: bool,
+    /// Not sent if an equal message was produced under this cache within its expiry
+    #[arg(long, value_name = "TAG")]
+    cache: Option<String>,
     /// Confirmed within this, or failed [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     timeout: Option<Duration>,
@@ -83,9 +91,29 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
         let next = format!("write it behind the event: trunkline produce {} '{{\"orderId\":\"123\"}}'", args.event);
         return Err(Error::new(Code::PayloadInvalid, "there is no payload").field("payload").next(next));
     }
+    if args.validate_only {
+        return validate(&env, &args.event, &payload, ctx);
+    }
     let receipt = args.message(&env, payload.into())?.await?;
-    let twice = if receipt.duplicate == Some(true) { " (published before; nothing was sent)" } else { "" };
+    let before = receipt.duplicate == Some(true) || receipt.cached == Some(true);
+    let twice = if before { " (published before; nothing was sent)" } else { "" };
     ctx.done(&receipt, format!("{}{twice}", receipt.process_id))
+}
+
+/// Says whether a payload fits, and where not.
+fn validate(env: &Env, event: &str, payload: &[u8], ctx: &Ctx) -> Result<()> {
+    let validation = env.validate(event, payload)?;
+    if validation.valid {
+        return ctx.done(&validation, "the payload fits; nothing was sent");
+    }
+    let problem = |problem: &Problem| format!("{}: {}", if problem.pointer.is_empty() { "the payload" } else { &problem.pointer }, problem.message);
+    let said = validation.problems.iter().map(problem).collect::<Vec<_>>().join("; ");
+    let pointer = validation.problems.first().map(|first| first.pointer.clone()).unwrap_or_default();
+    Err(Error::new(Code::PayloadInvalid, format!("the payload does not fit the schema of topic '{event}': {said}"))
+        .field("message")
+        .detail("pointer", pointer)
+        .detail("problems", serde_json::json!(validation.problems))
+        .next(format!("see the schema with `trunkline topics show {event}`")))
 }
 
 impl Args {
@@ -110,6 +138,9 @@ impl Args {
         }
         if let Some(at) = self.expires_at {
             produce = produce.expires_at(at);
+        }
+        if let Some(cache) = &self.cache {
+            produce = produce.cache(cache);
         }
         if let Some(timeout) = self.timeout {
             produce = produce.timeout(timeout);

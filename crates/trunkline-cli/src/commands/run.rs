@@ -8,7 +8,7 @@ use trunkline::Result;
 use crate::context::Ctx;
 use crate::output;
 
-/// Does the background work until it is stopped: due messages, delayed publishes, retention, jobs
+/// Does the background work until it is stopped: due messages, delayed publishes, schedules, retention, jobs
 ///
 /// Every open process does this work beside its own; `run` is for hosts where none is always up.
 #[derive(Debug, clap::Args)]

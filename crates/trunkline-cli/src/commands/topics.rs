@@ -10,7 +10,7 @@ use trunkline::{Code, Error, Event, Result, Schedule};
 
 use crate::context::Ctx;
 use crate::output::{self, Table};
-use crate::values;
+use crate::{payload, values};
 
 /// Lists, shows, creates, changes and deletes topics
 #[derive(Debug, clap::Args)]
@@ -50,10 +50,15 @@ enum Verb {
         shards: Option<u32>,
     },
     /// Changes a topic; a given sample replaces the old one whole
-    #[command(after_help = "Example:\n  trunkline topics update order-events:order-created --retention-age 7d --timeout 1m")]
+    #[command(
+        after_help = "Examples:\n  trunkline topics update order-events:order-created --retention-age 7d --timeout 1m\n  trunkline topics update order-events:order-created --sample '{\"orderId\":\"123\"}' --dry-run\n  trunkline topics update order-events:order-created --validate reject"
+    )]
     Update {
         /// The topic: brokerTag:topicTag
         event: Event,
+        /// Only shows what would break
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         about: Box<About>,
     },
@@ -82,6 +87,12 @@ struct About {
     /// An example payload, as JSON
     #[arg(long, value_name = "JSON")]
     sample: Option<String>,
+    /// A JSON Schema of the payload: JSON, @FILE, or - for standard input [default: what the sample yields]
+    #[arg(long, value_name = "JSON|@FILE|-")]
+    schema: Option<String>,
+    /// What is done about a payload that does not fit [default: warn]
+    #[arg(long, value_parser = ["off", "warn", "reject"])]
+    validate: Option<String>,
     /// What a confirmed message must at least survive
     #[arg(long, value_parser = ["memory", "written", "fsynced", "replicated", "cloud"])]
     durability: Option<String>,
@@ -127,6 +138,10 @@ impl About {
                 Error::new(Code::PayloadInvalid, format!("the sample is not JSON: {error}")).field("sample").next("quote it for your shell")
             })
         });
+        let schema = self.schema.as_deref().map(|text| {
+            let bytes = payload::given(text).map_err(|error| Error::input("schema", format!("`--schema`: {}", error.message())))?;
+            serde_json::from_slice::<Value>(&bytes).map_err(|error| Error::input("schema", format!("`--schema` is not JSON: {error}")))
+        });
         let some = |pairs: Vec<(&str, Option<Value>)>| {
             let map: Map<String, Value> = pairs.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
             (!map.is_empty()).then_some(Value::Object(map))
@@ -155,6 +170,8 @@ impl About {
                 ("name", self.name.map(Value::from)),
                 ("description", self.description.map(Value::from)),
                 ("sample", sample.transpose()?),
+                ("schema", schema.transpose()?),
+                ("validate", self.validate.map(Value::from)),
                 ("durability", self.durability.map(Value::from)),
                 ("capture", self.capture.map(Value::from)),
                 ("retention", some(vec![("age", ms(self.retention_age)), ("bytes", self.retention_bytes.map(Value::from))])),
@@ -200,26 +217,41 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
             let topic = catalog.create_topic(Some(&product), document).await?;
             ctx.done(&topic, format!("created topic {event}; try it: trunkline produce {event} '{{}}'"))
         }
-        Verb::Update { event, about } => {
+        Verb::Update { event, dry_run, about } => {
             let document = about.document(&event, [("ordering", None), ("shards", None)])?;
-            let update = catalog.update_topic(Some(&product), event.as_str(), document).await?;
-            ctx.done(
-                &update,
-                if update.changed { format!("updated topic {event}") } else { format!("topic {event} is like that already") },
-            )?;
-            if !ctx.is_json() {
-                for Breaking { path, message, .. } in &update.breaking {
-                    let place = if path.is_empty() { "the payload" } else { path };
-                    output::note(format!("breaking: {place}: {message}"));
-                }
-            }
-            Ok(())
+            update(ctx, &product, &event, dry_run, document).await
         }
         Verb::Delete { event, force, purge } => {
             let topic = ctx.trunkline().await?.delete_topic(&product, &event, Removal { purge, force }).await?;
             ctx.done(&topic, format!("deleted topic {event}"))
         }
     }
+}
+
+async fn update(ctx: &Ctx, product: &str, event: &Event, dry_run: bool, document: Value) -> Result<()> {
+    let trunkline = ctx.trunkline().await?;
+    let update = if dry_run {
+        trunkline.plan_topic(Some(product), event.as_str(), document).await?
+    } else {
+        trunkline.update_topic(Some(product), event.as_str(), document).await?
+    };
+    let said = match (update.changed, dry_run) {
+        (false, _) => format!("topic {event} is like that already"),
+        (true, true) => format!("would update topic {event} (dry run, nothing was written)"),
+        (true, false) => format!("updated topic {event}"),
+    };
+    ctx.done(&update, said)?;
+    if !ctx.is_json() {
+        for Breaking { path, message, .. } in &update.breaking {
+            let place = if path.is_empty() { "the payload" } else { path };
+            output::note(format!("breaking: {place}: {message}"));
+        }
+        for member in &update.affected {
+            let group = member.group.as_deref().unwrap_or_default();
+            output::note(format!("affected: group {group} in {}: {} on {} pid {}", member.address.env, member.id, member.host, member.pid));
+        }
+    }
+    Ok(())
 }
 
 fn unknown(product: &str, event: &Event) -> Error {
@@ -236,6 +268,11 @@ fn word(value: &impl serde::Serialize) -> String {
 fn fields(topic: &TopicDoc) -> Table {
     let json =
         |value: &Option<Value>| value.as_ref().map(|value| serde_json::to_string_pretty(value).unwrap_or_default()).unwrap_or_default();
+    let schema = topic.payload_schema().map(std::borrow::Cow::into_owned);
+    let whence = match (&topic.schema, &schema) {
+        (None, Some(_)) => "schema (of the sample)",
+        _ => "schema",
+    };
     Table::fields([
         ("tag", topic.tag.to_string()),
         ("name", topic.name.clone()),
@@ -246,7 +283,8 @@ fn fields(topic: &TopicDoc) -> Table {
         ("retention", word(&topic.retention)),
         ("defaults", word(&topic.defaults)),
         ("sample", json(&topic.sample)),
-        ("schema", json(&topic.schema)),
+        (whence, json(&schema)),
+        ("validate", word(&topic.validate)),
         ("created", output::time(topic.created_at)),
         ("updated", output::time(topic.updated_at)),
     ])

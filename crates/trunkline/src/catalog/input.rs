@@ -10,8 +10,9 @@ use crate::config::{self, ProviderKind};
 use crate::error::{Error, Result};
 use crate::event::{Event, check_tag};
 use crate::history::Capture;
-use crate::message::Millis;
-use crate::policy_config::{Defaults, Retention};
+use crate::message::{Millis, millis};
+use crate::policy_config::{Defaults, Retention, duration};
+use crate::schema::Validate;
 
 const SLUGS: &[&str] = &["env", "env_slug", "env_type"];
 const KINDS: &[&str] = &["KAFKA", "RABBITMQ", "REDIS", "AWS_SQS", "GOOGLE_PUBSUB", "NATS", "EMBEDDED"];
@@ -46,6 +47,26 @@ const PRODUCT_FIELDS: &[Field] = &[
     Field::new("description", Kind::Text),
 ];
 
+const CACHE: &[Field] = &[
+    PRODUCT,
+    Field::new("tag", Kind::Tag).required(),
+    Field::new("name", Kind::Text),
+    Field::new("description", Kind::Text),
+    Field::new("expiry", Kind::By(expiry)).required(),
+];
+
+const CACHE_PATCH: &[Field] = &[
+    PRODUCT,
+    Field::new("tag", Kind::Tag),
+    Field::new("name", Kind::Text),
+    Field::new("description", Kind::Text),
+    Field::new("expiry", Kind::By(expiry)),
+];
+
+fn expiry(path: &str, value: &Value) -> Result<()> {
+    if duration(path, value)?.is_zero() { Err(Error::input(path, format!("`{path}` must be at least 1 ms"))) } else { Ok(()) }
+}
+
 const SHARDS_MAX: i64 = 1_024;
 const NAME: &[Field] = &[Field::new("slug", Kind::Tag).required().aliases(SLUGS), Field::new("name", Kind::Text).required()];
 const QUEUE: &[Field] = &[Field::new("slug", Kind::Tag).required().aliases(SLUGS), Field::new("url", Kind::Text).required()];
@@ -60,6 +81,7 @@ macro_rules! topic_fields {
             Field::new("description", Kind::Text),
             Field::new("sample", Kind::Any),
             Field::new("schema", Kind::By(schema)),
+            Field::new("validate", Kind::Word(&["off", "warn", "reject"])),
             Field::new("ordering", Kind::Word(&["none", "key"])),
             Field::new("shards", Kind::Int(1, SHARDS_MAX)),
             Field::new("durability", Kind::Word(&["memory", "written", "fsynced", "replicated", "cloud"])),
@@ -77,7 +99,10 @@ const TOPIC: &[Field] = topic_fields!(Field::new("name", Kind::Text).required(),
 const TOPIC_PATCH: &[Field] = topic_fields!(Field::new("name", Kind::Text), Field::new("tag", Kind::Text));
 
 fn schema(path: &str, value: &Value) -> Result<()> {
-    if value.is_object() || value.is_boolean() { Ok(()) } else { Err(INPUT.wrong(path, "a JSON Schema (an object or a boolean)", value)) }
+    if !value.is_object() && !value.is_boolean() {
+        return Err(INPUT.wrong(path, "a JSON Schema (an object or a boolean)", value));
+    }
+    crate::schema::check(path, value)
 }
 
 fn queue_urls(path: &str, value: &Value) -> Result<()> {
@@ -264,6 +289,38 @@ impl ProductInput {
     }
 }
 
+/// What a create or an update of a cache says.
+#[derive(Debug, Clone)]
+pub(crate) struct CacheInput {
+    pub(crate) product: Option<String>,
+    pub(crate) tag: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) description: Option<String>,
+    /// In milliseconds.
+    pub(crate) expiry: Option<Millis>,
+}
+
+impl CacheInput {
+    pub(crate) fn create(product: Option<&str>, input: &Value) -> Result<Self> {
+        CacheInput::read(product, CACHE, input)
+    }
+
+    pub(crate) fn update(product: Option<&str>, patch: &Value) -> Result<Self> {
+        CacheInput::read(product, CACHE_PATCH, patch)
+    }
+
+    fn read(product: Option<&str>, fields: &'static [Field], input: &Value) -> Result<Self> {
+        let mut map = INPUT.object("", fields, input)?;
+        Ok(CacheInput {
+            product: product_of(product, &mut map)?,
+            tag: take(&mut map, "tag"),
+            name: take(&mut map, "name"),
+            description: take(&mut map, "description"),
+            expiry: map.get("expiry").map(|value| duration("expiry", value).map(millis)).transpose()?,
+        })
+    }
+}
+
 /// What a create or an update of a topic says.
 #[derive(Debug, Clone)]
 pub(crate) struct TopicInput {
@@ -273,6 +330,7 @@ pub(crate) struct TopicInput {
     pub(crate) description: Option<String>,
     pub(crate) sample: Option<Value>,
     pub(crate) schema: Option<Value>,
+    pub(crate) validate: Option<Validate>,
     pub(crate) ordering: Option<Ordering>,
     pub(crate) shards: Option<u32>,
     pub(crate) durability: Option<Durability>,
@@ -304,6 +362,7 @@ impl TopicInput {
             description: take(&mut map, "description"),
             sample: map.remove("sample"),
             schema: map.remove("schema"),
+            validate: word(&mut map, "validate"),
             ordering: word(&mut map, "ordering"),
             shards: map.remove("shards").and_then(|n| n.as_u64()).and_then(|n| u32::try_from(n).ok()),
             durability: word(&mut map, "durability"),

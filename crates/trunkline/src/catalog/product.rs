@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::Catalog;
 use super::input::{ProductInput, given};
 use super::record::ProductDoc;
-use super::snapshot::{Snapshot, broker_path, group_path, product_path, put, session_path, topic_path};
+use super::snapshot::{Snapshot, broker_path, cache_path, group_path, product_path, put, session_path, topic_path};
 use crate::access::Call;
 use crate::error::{Code, Error, Result};
 use crate::event::check_tag;
@@ -89,7 +89,8 @@ impl Catalog {
         self.snapshot().products().map(|node| node.doc.clone()).collect()
     }
 
-    /// Removes a product with all its brokers, topics, groups and session definitions from the catalogue; nothing on any broker.
+    /// Removes a product with all its brokers, topics, groups, session definitions and caches from the catalogue; nothing on
+    /// any broker.
     ///
     /// # Errors
     /// `INPUT_INVALID`, `PRODUCT_NOT_FOUND`, `STORE_FAILED`.
@@ -102,6 +103,7 @@ impl Catalog {
                 changes.extend(removal(&node.tag, broker));
             }
             changes.extend(node.sessions.keys().map(|session| DocChange::Remove(DocKind::Session, session_path(tag, session))));
+            changes.extend(node.caches.keys().map(|cache| DocChange::Remove(DocKind::Cache, cache_path(tag, cache))));
             changes.push(DocChange::Remove(DocKind::Product, product_path(tag)));
             Ok((node.doc.clone(), changes))
         })

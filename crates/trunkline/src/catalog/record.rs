@@ -1,5 +1,6 @@
 //! The documents of the catalogue, as they are stored, and as `fetch` shows them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use crate::message::Millis;
 use crate::names::Physical;
 use crate::policy_config::{Defaults, Retention};
 use crate::provider::Start;
+use crate::schema::{Validate, infer};
 
 /// A named owner of brokers and topics.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -204,6 +206,12 @@ pub struct TopicDoc {
     /// A JSON Schema of the payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<Value>,
+    /// The JSON Schema that the sample yields, as it was worked out when the sample was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inferred_schema: Option<Value>,
+    /// What is done about a payload that does not fit (default: warn).
+    #[serde(default)]
+    pub validate: Validate,
     /// Whether messages of one key are handled in order. Fixed.
     pub ordering: Ordering,
     /// The shards asked for; what each env has stands in `physical`. Fixed.
@@ -237,6 +245,13 @@ pub struct TopicDoc {
 }
 
 impl TopicDoc {
+    /// The JSON Schema of its payloads: the one it was given, else the one its sample yields.
+    #[must_use]
+    pub fn payload_schema(&self) -> Option<Cow<'_, Value>> {
+        let kept = self.schema.as_ref().or(self.inferred_schema.as_ref()).map(Cow::Borrowed);
+        kept.or_else(|| self.sample.as_ref().map(|sample| Cow::Owned(infer(sample))))
+    }
+
     /// Its own name on the broker of an env, if it was given one.
     #[must_use]
     pub fn own_name(&self, slug: &str, kind: ProviderKind) -> Option<&str> {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::cache::CacheDoc;
 use super::record::{BrokerDoc, EnvDoc, GroupDoc, ProductDoc, TopicDoc};
 use super::route::RouteEntry;
 use super::session::SessionDoc;
@@ -23,13 +24,14 @@ pub struct Snapshot {
     products: BTreeMap<Arc<str>, Arc<ProductNode>>,
 }
 
-/// A product with its brokers and session definitions.
+/// A product with its brokers, session definitions and caches.
 #[derive(Debug, Clone)]
 pub(crate) struct ProductNode {
     pub(crate) tag: Arc<str>,
     pub(crate) doc: Arc<ProductDoc>,
     pub(crate) brokers: BTreeMap<Arc<str>, Arc<BrokerNode>>,
     pub(crate) sessions: BTreeMap<Arc<str>, Arc<SessionDoc>>,
+    pub(crate) caches: BTreeMap<Arc<str>, Arc<CacheDoc>>,
 }
 
 /// A broker with its topics by short tag.
@@ -95,10 +97,11 @@ impl Snapshot {
             DocKind::Product => {
                 let read: Arc<ProductDoc> = Arc::new(read(doc)?);
                 let tag: Arc<str> = read.tag.as_str().into();
-                let old = self.products.get(&tag);
-                let brokers = old.map(|node| node.brokers.clone()).unwrap_or_default();
-                let sessions = old.map(|node| node.sessions.clone()).unwrap_or_default();
-                self.products.insert(tag.clone(), Arc::new(ProductNode { tag, doc: read, brokers, sessions }));
+                let there = self.products.get(&tag);
+                let brokers = there.map(|node| node.brokers.clone()).unwrap_or_default();
+                let sessions = there.map(|node| node.sessions.clone()).unwrap_or_default();
+                let caches = there.map(|node| node.caches.clone()).unwrap_or_default();
+                self.products.insert(tag.clone(), Arc::new(ProductNode { tag, doc: read, brokers, sessions, caches }));
             }
             DocKind::Broker => {
                 let read: Arc<BrokerDoc> = Arc::new(read(doc)?);
@@ -132,6 +135,11 @@ impl Snapshot {
                 let Some(product) = self.product_mut(&read.product) else { return orphan(doc) };
                 product.sessions.insert(read.tag.as_str().into(), read);
             }
+            DocKind::Cache => {
+                let read: Arc<CacheDoc> = Arc::new(read(doc)?);
+                let Some(product) = self.product_mut(&read.product) else { return orphan(doc) };
+                product.caches.insert(read.tag.as_str().into(), read);
+            }
         }
         Ok(())
     }
@@ -155,6 +163,7 @@ impl Snapshot {
                 let fresh = TopicNode::new(&node.doc, old.doc.clone(), groups);
                 node.topics.insert(topic.into(), Arc::new(fresh));
             }
+            DocKind::Cache => drop(self.product_mut(product).map(|node| node.caches.remove(broker_or_event))),
         }
     }
 
@@ -171,6 +180,9 @@ impl Snapshot {
         let mut docs = Vec::new();
         for product in self.products.values() {
             docs.push(doc(DocKind::Product, product_path(&product.tag), &product.doc)?);
+            for cache in product.caches.values() {
+                docs.push(doc(DocKind::Cache, cache_path(&product.tag, &cache.tag), cache)?);
+            }
             for broker in product.brokers.values() {
                 docs.push(doc(DocKind::Broker, broker_path(&product.tag, &broker.doc.tag), &broker.doc)?);
                 for topic in broker.topics.values() {
@@ -250,6 +262,10 @@ pub(crate) fn product_path(product: &str) -> String {
 
 pub(crate) fn broker_path(product: &str, broker: &str) -> String {
     format!("{product}/{broker}")
+}
+
+pub(crate) fn cache_path(product: &str, cache: &str) -> String {
+    format!("{product}/{cache}")
 }
 
 pub(crate) fn topic_path(product: &str, event: &Event) -> String {

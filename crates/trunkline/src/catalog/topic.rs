@@ -18,7 +18,8 @@ use crate::config::{ProviderKind, invalid};
 use crate::error::{Code, Error, Result};
 use crate::event::{Event, check_tag};
 use crate::names::{self, Physical, SHARDS_DEFAULT, Wish};
-use crate::store::{DocChange, DocKind};
+use crate::schema::infer;
+use crate::store::{DocChange, DocKind, Member};
 
 /// The outcome of an update of a topic.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -31,13 +32,19 @@ pub struct TopicUpdate {
     pub renamed: Vec<String>,
     /// Where the schema refuses now what it took before.
     pub breaking: Vec<Breaking>,
+    /// Where something breaks: the live consumers of the topic, in all envs. Filled in by [`Trunkline::update_topic`], which can
+    /// ask the registry.
+    ///
+    /// [`Trunkline::update_topic`]: crate::Trunkline::update_topic
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub affected: Vec<Member>,
     /// Whether anything changed.
     #[serde(skip)]
     pub changed: bool,
 }
 
 impl Catalog {
-    /// Makes a topic of `{ name, tag, description?, sample?, schema?, ordering?, shards?, durability?, capture?, retention?,
+    /// Makes a topic of `{ name, tag, description?, sample?, schema?, validate?, ordering?, shards?, durability?, capture?, retention?,
     /// queueUrls?, names?, defaults? }`; `tag` is `brokerTag:topicTag`, or short beside `messageBrokerTag`.
     ///
     /// # Errors
@@ -66,6 +73,8 @@ impl Catalog {
                 description: None,
                 sample: None,
                 schema: None,
+                inferred_schema: None,
+                validate: input.validate.unwrap_or_default(),
                 ordering: input.ordering.unwrap_or_default(),
                 shards: input.shards,
                 durability: None,
@@ -146,7 +155,7 @@ impl Catalog {
                 }
             }
             if doc == **old {
-                return Ok((TopicUpdate { topic: old.clone(), renamed, breaking: Vec::new(), changed: false }, Vec::new()));
+                return Ok((TopicUpdate { topic: old.clone(), renamed, breaking: Vec::new(), affected: Vec::new(), changed: false }, Vec::new()));
             }
             doc.updated_at = now;
             let doc = Arc::new(doc);
@@ -155,8 +164,8 @@ impl Catalog {
                 check_taken(snapshot, &node.doc, env, &doc, &groups, std::slice::from_ref(&doc))?;
             }
             let change = put(DocKind::Topic, topic_path(&product, &event), &doc)?;
-            let breaking = breaking(old.schema.as_ref(), doc.schema.as_ref());
-            Ok((TopicUpdate { topic: doc, renamed, breaking, changed: true }, vec![change]))
+            let breaking = breaking(old.payload_schema().as_deref(), doc.payload_schema().as_deref());
+            Ok((TopicUpdate { topic: doc, renamed, breaking, affected: Vec::new(), changed: true }, vec![change]))
         })
         .await
     }
@@ -219,8 +228,14 @@ pub(crate) fn by_age(node: &BrokerNode) -> Vec<Arc<TopicDoc>> {
 fn fill(doc: &mut TopicDoc, input: &TopicInput, broker: &BrokerDoc) -> Result<()> {
     doc.name = input.name.clone().unwrap_or_else(|| doc.name.clone());
     doc.description = input.description.clone().or_else(|| doc.description.take());
-    doc.sample = input.sample.clone().or_else(|| doc.sample.take());
+    if let Some(sample) = &input.sample
+        && (doc.sample.as_ref() != Some(sample) || doc.inferred_schema.is_none())
+    {
+        doc.sample = Some(sample.clone());
+        doc.inferred_schema = Some(infer(sample));
+    }
     doc.schema = input.schema.clone().or_else(|| doc.schema.take());
+    doc.validate = input.validate.unwrap_or(doc.validate);
     doc.durability = input.durability.or(doc.durability);
     doc.capture = input.capture.unwrap_or(doc.capture);
     doc.retention = input.retention.or(doc.retention);

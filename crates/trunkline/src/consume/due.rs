@@ -87,8 +87,10 @@ impl Engine {
     /// Takes what is due in hand. What is no longer this member's to run is returned, and what must be buried unhandled.
     pub(super) fn admit_due(&self, due: Vec<(u64, LotEntry)>) -> (Vec<(u64, LotSettle)>, Vec<Finished>) {
         let (mut not_ours, mut buried) = (Vec::new(), Vec::new());
+        // An edited payload, or a schema that changed meanwhile: looked at before the lock is taken.
+        let invalid: Vec<Option<String>> = due.iter().map(|(_, entry)| self.payloads.unfit(&entry.message.payload)).collect();
         let mut lanes = self.lanes.lock();
-        for (handle, entry) in due {
+        for ((handle, entry), invalid) in due.into_iter().zip(invalid) {
             // The shard went to another member while its chain was being claimed.
             if entry.chain.is_some() && self.options.ordered && !lanes.owns(entry.message.position.shard) {
                 not_ours.push((handle, LotSettle::Release));
@@ -102,6 +104,7 @@ impl Engine {
                 id: message.id,
                 // It was, if at all, before it was buried.
                 broken: false,
+                invalid,
                 position: message.position,
                 epoch,
                 lane: entry.chain,

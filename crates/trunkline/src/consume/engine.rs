@@ -20,6 +20,7 @@ use crate::consume::state::{Cause, Health, State};
 use crate::error::Result;
 use crate::history::Filed;
 use crate::lot::{Lot, LotFeed};
+use crate::payloads::Payloads;
 use crate::policy::Schedule;
 use crate::provider::{GroupSpec, Prefetch, Provider, SubscribeOptions, Subscription, TopicSpec};
 use crate::store::{LotEntry, SessionRef, Store};
@@ -84,6 +85,8 @@ pub(crate) struct Parts {
     /// The session it consumes with.
     pub(crate) session: Option<Arc<SessionRef>>,
     pub(crate) options: Options,
+    /// Checks payloads against the topic's schema.
+    pub(crate) payloads: Arc<Payloads>,
     /// Shared with the other consumers of the group in this process.
     pub(crate) share: Arc<GroupShare>,
     /// Shared with all consumers of this process.

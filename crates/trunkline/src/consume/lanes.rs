@@ -31,6 +31,8 @@ pub(crate) struct Work {
     pub(crate) id: MessageId,
     /// Its envelope cannot be read: its id was made up here.
     pub(crate) broken: bool,
+    /// Why its payload may not be handled.
+    pub(crate) invalid: Option<String>,
     pub(crate) position: Position,
     pub(crate) epoch: u64,
     /// Hash of the key on ordered topics, so that one key is handled one after the other.

@@ -225,13 +225,16 @@ impl Engine {
         if matches!(work.source, Source::Lot(_)) && work.headers.get(header::ERASED).is_some() {
             return Some(ERASED);
         }
+        if work.invalid.is_some() {
+            return Some("payload_invalid");
+        }
         is_crash_loop(&self.options.schedule, work.deliveries).then_some("crash_loop")
     }
 
     /// Takes it in hand for as long as it takes to bury it.
     pub(super) fn bury_unhandled(&self, lanes: &mut Lanes, work: &Work, reason: &'static str) -> Finished {
         lanes.come(work.position.shard, work.size);
-        let entry = self.entry(work, LotState::Dead, now_ms(), work.attempts, Some(reason.into()), None);
+        let entry = self.entry(work, LotState::Dead, now_ms(), work.attempts, Some(reason.into()), work.invalid.clone());
         Finished::of(work, Then::Lot(Box::new(entry)), Some(unhandled(work, reason)), false)
     }
 
@@ -250,6 +253,7 @@ impl Engine {
             source: Source::Broker(delivery.token, generation),
             id,
             broken: delivery.id == EnvelopeId::Broken,
+            invalid: self.payloads.unfit(delivery.payload.as_deref().unwrap_or_default()),
             position: delivery.position,
             epoch,
             lane: match &delivery.key {

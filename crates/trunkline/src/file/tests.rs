@@ -40,7 +40,9 @@ fn what_is_wrong_is_refused() {
         ("product: a b", Code::InputInvalid, "product"),
         ("brokers: 3", Code::InputInvalid, "brokers"),
         ("sessions: [{ tag: x }]", Code::InputInvalid, "selector"),
-        ("caches: [{ tag: x }]", Code::InputInvalid, "caches"),
+        ("caches: [{ tag: x }]", Code::InputInvalid, "expiry"),
+        ("caches: [{ tag: x, expiry: 0 }]", Code::InputInvalid, "expiry"),
+        ("caches: [{ tag: x, expiry: 5m }, { tag: x, expiry: 1m }]", Code::InputInvalid, "caches[1].tag"),
         ("store: { singleHost: hunter2-hunter2 }", Code::InputInvalid, "store.singleHost"),
         ("brokers: [{ tag: b }]", Code::InputInvalid, "envs"),
         ("brokers: [{ tag: b, envs: [{ slug: a, type: REDIS, config: { port: 1 } }] }]", Code::ConfigInvalid, "host"),
@@ -119,4 +121,17 @@ async fn only_prune_removes() {
     let brokers = catalog.list_brokers("shop").expect("list");
     assert_eq!((brokers.len(), brokers[0].envs.len(), brokers[0].topics.len()), (1, 1, 1));
     assert_eq!(brokers[0].topics[0].physical.keys().collect::<Vec<_>>(), ["dev"]);
+}
+
+#[tokio::test]
+async fn caches_are_applied_and_pruned_as_topics_are() {
+    let catalog = catalog().await;
+    let one = |expiry: &str| file(&format!("product: shop\ncaches: [{{ tag: quotes, expiry: {expiry} }}]"));
+    assert_eq!(actions(&one("5m").apply(&catalog, None, false).await.expect("new")), [("quotes", Action::Create)]);
+    assert_eq!(actions(&one("300000").apply(&catalog, None, false).await.expect("again")), [("quotes", Action::Unchanged)]);
+    assert_eq!(actions(&one("1m").apply(&catalog, None, false).await.expect("update")), [("quotes", Action::Update)]);
+    assert_eq!(catalog.cache("shop", "quotes").expect("there").expiry, 60_000);
+    let gone = file("product: shop").apply(&catalog, None, true).await.expect("prune");
+    assert_eq!(actions(&gone), [("quotes", Action::Delete)]);
+    assert_eq!(catalog.cache("shop", "quotes").expect_err("gone").code(), Code::CacheNotFound);
 }

@@ -22,12 +22,14 @@ use keys::KeyStore;
 use secrets::SecretStore;
 
 pub mod audit;
+pub mod cache;
 pub mod clock;
 mod common;
 pub mod datadir;
 pub mod keys;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+pub mod schedule;
 mod sealed;
 pub mod secrets;
 mod sessions;
@@ -88,6 +90,8 @@ pub enum DocKind {
     Group,
     /// A session definition.
     Session,
+    /// A cache of a product.
+    Cache,
 }
 
 /// One document of the catalogue. The store does not interpret the body.
@@ -96,7 +100,7 @@ pub struct Doc {
     /// Its kind.
     pub kind: DocKind,
     /// Unique within its kind: `product`, `product/broker`, `product/broker:topic`, `product/broker:topic/group`,
-    /// `product/session`.
+    /// `product/session`, `product/cache`.
     pub path: String,
     /// The document; credentials in it are sealed already.
     pub body: Value,
@@ -453,7 +457,9 @@ pub struct Job {
 
 /// The contract. All calls may run at the same time, from many processes.
 #[async_trait]
-pub trait Store: SecretStore + KeyStore + AuditStore + SessionStore + Send + Sync + Debug {
+pub trait Store:
+    SecretStore + KeyStore + AuditStore + SessionStore + cache::CacheStore + schedule::ScheduleStore + Send + Sync + Debug
+{
     /// How far it reaches.
     fn scope(&self) -> Scope;
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 use trunkline::catalog::{BrokerView, EnvView};
 use trunkline::file::Action;
 use trunkline::message::{millis, now_ms};
+use trunkline::schedules::ScheduleQuery;
 use trunkline::store::Scope;
 use trunkline::{Env, Error, Result};
 
@@ -144,10 +145,32 @@ async fn one(ctx: &Ctx, product: &str, broker: &BrokerView, env: &EnvView, check
             ..warn(&area, "scope", since, "idempotency, dedupe and schedules hold on this host only".into())
         });
     }
+    schedules(&handle, broker, env, &area, checks).await;
     for topic in &broker.topics {
         groups(&handle, topic.tag.as_str(), checks).await;
     }
     Ok(())
+}
+
+/// Schedules of a broker that fail, or that only this host fires while the broker is of many.
+async fn schedules(handle: &Env, broker: &BrokerView, env: &EnvView, area: &str, checks: &mut Vec<Check>) {
+    let since = Instant::now();
+    let found = match handle.schedules(&ScheduleQuery { limit: 1_000, ..ScheduleQuery::default() }).await {
+        Ok(found) => found,
+        Err(error) => return checks.push(failed(area, "schedules", since, &error)),
+    };
+    let own: Vec<_> = found.schedules.iter().filter(|schedule| schedule.event.broker() == broker.tag).collect();
+    for schedule in own.iter().filter(|schedule| schedule.failures > 0) {
+        let error = schedule.error.as_deref().unwrap_or_default();
+        let message = format!("schedule {} of {} cannot be fired ({} times): {error}", schedule.schedule_id, schedule.event, schedule.failures);
+        let fix = Some(format!("trunkline schedules show {}", schedule.schedule_id));
+        checks.push(Check { fix, ..warn(area, "schedules", since, message) });
+    }
+    if found.scope == Scope::Host && env.kind.as_str() != "EMBEDDED" && !own.is_empty() {
+        let message = format!("{} lie on this host only: no other host fires them", output::plural(own.len(), "schedule"));
+        let fix = Some("keep `trunkline run` up on this host, or use a shared store".into());
+        checks.push(Check { fix, ..warn(area, "schedules", since, message) });
+    }
 }
 
 async fn groups(env: &Env, event: &str, checks: &mut Vec<Check>) {

@@ -96,7 +96,7 @@ impl Account {
         match done {
             Ok(receipt) => {
                 self.confirmed += 1;
-                self.duplicates += u64::from(receipt.duplicate == Some(true));
+                self.duplicates += u64::from(receipt.duplicate == Some(true) || receipt.cached == Some(true));
             }
             Err(error) => self.failed.push((number, error)),
         }

@@ -15,11 +15,13 @@ fn word(kind: DocKind) -> &'static str {
         DocKind::Topic => "topic",
         DocKind::Group => "group",
         DocKind::Session => "session",
+        DocKind::Cache => "cache",
     }
 }
 
 fn kind(word: &str) -> Option<DocKind> {
-    [DocKind::Product, DocKind::Broker, DocKind::Topic, DocKind::Group, DocKind::Session].into_iter().find(|kind| self::word(*kind) == word)
+    use DocKind::{Broker, Cache, Group, Product, Session, Topic};
+    [Product, Broker, Topic, Group, Session, Cache].into_iter().find(|kind| self::word(*kind) == word)
 }
 
 /// The catalogue's version.

@@ -5,6 +5,7 @@
 //! contract.
 
 mod audit;
+mod caches;
 mod catalog;
 mod clock;
 mod db;
@@ -17,6 +18,7 @@ mod keys;
 mod lot;
 mod open;
 mod registry;
+mod schedules;
 mod schema;
 mod secrets;
 mod sessions;
@@ -374,6 +376,8 @@ impl Store for SqliteStore {
                         + registry::sweep(db, SWEEP_ROWS)?
                         + jobs::sweep(db, SWEEP_ROWS)?
                         + lot::sweep(db, SWEEP_ROWS)?
+                        + caches::sweep(db, SWEEP_ROWS)?
+                        + schedules::sweep(db, SWEEP_ROWS)?
                         + sessions::sweep(db, SWEEP_ROWS)?)
                 })
                 .await?;

@@ -13,7 +13,7 @@ use crate::error::Result;
 pub(super) const APPLICATION_ID: i64 = 0x5472_6e6b;
 
 /// One entry for each version; entry n brings a file of version n to n + 1. Never change one that was released.
-const MIGRATIONS: &[&str] = &[V1, V2, V3, V4];
+const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5];
 
 /// The version this code writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -169,6 +169,28 @@ CREATE TABLE session_revocation (
     at INTEGER NOT NULL, until INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX session_revocation_over ON session_revocation (until);
+";
+
+/// Values of caches, and schedules. `due_at` of a schedule is when it may be claimed by the wall clock (its due time, or when
+/// a failed firing is tried again); `until` ends a claim by the store's clock.
+const V5: &str = "
+CREATE TABLE cache_value (
+    scope TEXT NOT NULL, hash BLOB NOT NULL, env TEXT NOT NULL, event TEXT NOT NULL, id BLOB NOT NULL, owner TEXT NOT NULL,
+    until INTEGER NOT NULL, expiry INTEGER NOT NULL, sent_at INTEGER, expires_at INTEGER NOT NULL, taken_over INTEGER NOT NULL,
+    PRIMARY KEY (scope, hash)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX cache_value_expires ON cache_value (expires_at);
+CREATE INDEX cache_value_age ON cache_value (scope, sent_at);
+
+CREATE TABLE schedule (
+    id BLOB PRIMARY KEY, product TEXT NOT NULL, env TEXT NOT NULL, event TEXT NOT NULL, state TEXT NOT NULL,
+    timing TEXT NOT NULL, format INTEGER NOT NULL, key BLOB, headers BLOB NOT NULL, payload BLOB NOT NULL, cache TEXT,
+    next_at INTEGER, retry_at INTEGER, due_at INTEGER, firing_at INTEGER, owner TEXT, until INTEGER NOT NULL,
+    fired INTEGER NOT NULL, missed INTEGER NOT NULL, failures INTEGER NOT NULL, error TEXT, last_at INTEGER, last_id BLOB,
+    created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX schedule_due ON schedule (due_at) WHERE state = 'active';
+CREATE INDEX schedule_product ON schedule (product, env, created_at);
 ";
 
 /// Brings the file to [`VERSION`]. Safe when several processes open it at once: each step looks again under the lock.

@@ -1,9 +1,11 @@
 //! What the store promises, mostly with two stores open on one directory: they share nothing but the file.
 
+mod caches;
 mod clock;
 mod idempotency;
 mod lot;
 mod opening;
+mod schedules;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,115 @@
+//! Firing what is due: claim, produce with the derived id, note. A process that dies in between is followed by another one,
+//! which produces the same message with the same id.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::timing::Plan;
+use crate::error::{Error, Result};
+use crate::inner::Inner;
+use crate::message::{MessageId, Millis, now_ms};
+use crate::produce::{ProduceOptions, Receipt};
+use crate::store::schedule::{ScheduleRecord, ScheduleSettle};
+use crate::trunkline::Env;
+
+/// Schedules of other processes are seen within this.
+const LOOK: Duration = Duration::from_secs(1);
+/// A claimed firing that is not noted within this is claimed again; longer than a produce takes.
+const CLAIM: Duration = Duration::from_secs(45);
+/// The first and the longest pause before a failed firing is tried again (ms).
+const RETRY: (u64, u64) = (1_000, 60_000);
+/// So much of an error is kept.
+const ERROR_MOST: usize = 1_024;
+
+/// The id of the message of a due time: always the same.
+pub(crate) fn message_id(schedule: MessageId, due: Millis) -> MessageId {
+    MessageId::derived(due, &[b"schedule", schedule.as_bytes(), &due.to_le_bytes()])
+}
+
+/// Fires schedules when they are due, whatever process dispatched them, for as long as the instance is open.
+pub(crate) async fn fire_schedules(inner: Weak<Inner>, end: CancellationToken, changed: Arc<Notify>) {
+    loop {
+        let Some(strong) = inner.upgrade() else { return };
+        let wait = match strong.fire_due().await {
+            Ok(wait) => wait,
+            Err(error) => {
+                tracing::warn!(%error, "due schedules cannot be looked up");
+                LOOK
+            }
+        };
+        drop(strong);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = changed.notified() => {}
+            () = end.cancelled() => return,
+        }
+    }
+}
+
+impl Inner {
+    /// Fires what is due; how long until the next look.
+    async fn fire_due(self: &Arc<Self>) -> Result<Duration> {
+        let due = self.store.schedule_claim(64, &self.process, CLAIM).await?;
+        if due.is_empty() {
+            let next = self.store.schedule_next().await?;
+            let wait = next.map_or(LOOK, |at| Duration::from_millis(at.saturating_sub(now_ms()).max(1)));
+            return Ok(wait.min(LOOK));
+        }
+        let fired = futures_util::future::join_all(due.into_iter().map(|(record, taken_over)| self.fire(record, taken_over))).await;
+        fired.into_iter().collect::<Result<Vec<()>>>()?;
+        Ok(Duration::ZERO)
+    }
+
+    async fn fire(self: &Arc<Self>, record: ScheduleRecord, taken_over: bool) -> Result<()> {
+        let now = now_ms();
+        let Some(mut due) = record.firing_at.or(record.next_at) else { return Ok(()) };
+        let settle = match Plan::stored(&record.timing, now) {
+            Ok(plan) => {
+                // What an owner that died was firing goes first: it may be with the broker already.
+                let (latest, missed) = if taken_over { (due, 0) } else { plan.latest(due, now) };
+                if missed > 0 {
+                    if !self.store.schedule_skip(record.id, &self.process, latest, missed).await? {
+                        return Ok(());
+                    }
+                    tracing::warn!(schedule = %record.id, missed, "firings were missed; the latest one is made up for");
+                    due = latest;
+                }
+                match self.produce_due(&record, due).await {
+                    Ok(receipt) => ScheduleSettle::Fired { id: receipt.process_id, next_at: plan.follow(due, record.fired + 1) },
+                    Err(error) => failed(&record, &error, plan.next_after(due), now_ms(), missed > 0),
+                }
+            }
+            Err(error) => failed(&record, &error, None, now, false),
+        };
+        // Not ours any more: another one went on with it, or it was cancelled.
+        self.store.schedule_settle(record.id, &self.process, settle).await.map(drop)
+    }
+
+    pub(super) async fn produce_due(self: &Arc<Self>, record: &ScheduleRecord, due: Millis) -> Result<Receipt> {
+        let (address, message) = (&record.address, &record.message);
+        let env = Env::new(self.clone(), &address.product, &address.env);
+        let options = ProduceOptions {
+            key: message.key.clone(),
+            headers: message.headers.clone(),
+            cache: message.cache.clone(),
+            id: Some(message_id(record.id, due)),
+            ..ProduceOptions::default()
+        };
+        let event = address.event.as_str();
+        env.produce_on(env.route(event).await?, event, message.payload.clone(), options).await
+    }
+}
+
+/// It is tried again after a pause that grows, or when the next is due.
+fn failed(record: &ScheduleRecord, error: &Error, next: Option<Millis>, now: Millis, fresh: bool) -> ScheduleSettle {
+    let failures = if fresh { 0 } else { record.failures };
+    tracing::warn!(%error, schedule = %record.id, address = %record.address, failures = failures + 1, "a schedule could not be fired");
+    let again = now + RETRY.0.saturating_mul(1 << failures.min(16)).min(RETRY.1);
+    let mut text = error.to_string();
+    let end = (0..=text.len().min(ERROR_MOST)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.truncate(end);
+    ScheduleSettle::Failed { error: text, retry_at: next.filter(|next| *next > now).map_or(again, |next| again.min(next)) }
+}
