@@ -10,6 +10,7 @@ use super::Catalog;
 use super::input::CacheInput;
 use super::product::first;
 use super::snapshot::{Snapshot, cache_path, missing, put};
+use crate::access::Call;
 use crate::error::{Code, Error, Result};
 use crate::event::check_tag;
 use crate::message::Millis;
@@ -75,7 +76,7 @@ impl Catalog {
         };
         let (tag, expiry) = (input.tag.unwrap_or_default(), input.expiry.unwrap_or_default());
         let now = self.docs.now();
-        self.change(|snapshot| {
+        self.change(Call::CacheDefine, &cache_path(&product, &tag), |snapshot| {
             if snapshot.cache(&product, &tag).is_ok() {
                 return Err(Error::new(Code::AlreadyExists, format!("cache '{tag}' exists already in product '{product}'"))
                     .field("tag")
@@ -109,7 +110,7 @@ impl Catalog {
         }
         let product = self.product_or_only(patch.product.as_deref())?;
         let now = self.docs.now();
-        self.change(|snapshot| {
+        self.change(Call::CacheDefine, &cache_path(&product, tag), |snapshot| {
             let old = snapshot.cache(&product, tag)?;
             let mut doc = CacheDoc::clone(old);
             doc.name = patch.name.clone().unwrap_or(doc.name);
@@ -151,7 +152,7 @@ impl Catalog {
     pub async fn delete_cache(&self, product: &str, tag: &str) -> Result<Arc<CacheDoc>> {
         check_tag("product", product)?;
         check_tag("tag", tag)?;
-        self.change(|snapshot| {
+        self.change(Call::CacheDefine, &cache_path(product, tag), |snapshot| {
             let doc = snapshot.cache(product, tag)?.clone();
             Ok((doc, vec![DocChange::Remove(DocKind::Cache, cache_path(product, tag))]))
         })

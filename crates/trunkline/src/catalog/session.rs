@@ -10,6 +10,7 @@ use super::Catalog;
 use super::input::{SessionInput, given};
 use super::product::first;
 use super::snapshot::{missing, put, session_path};
+use crate::access::Call;
 use crate::error::{Code, Error, Result};
 use crate::event::check_tag;
 use crate::message::Millis;
@@ -131,7 +132,7 @@ impl Catalog {
         let now = self.docs.now();
         let fresh = input.fresh(&product, now)?;
         check(&fresh)?;
-        self.change(|snapshot| {
+        self.change(Call::SessionDefine, &session_path(&product, &fresh.tag), |snapshot| {
             if snapshot.session(&product, &fresh.tag).is_ok() {
                 let message = format!("session '{}' of product '{product}' exists already", fresh.tag);
                 return Err(Error::new(Code::AlreadyExists, message).field("tag").next("update it instead, or choose another tag"));
@@ -155,7 +156,7 @@ impl Catalog {
         }
         let product = self.product_or_only(patch.product.as_deref())?;
         let now = self.docs.now();
-        self.change(|snapshot| {
+        self.change(Call::SessionDefine, &session_path(&product, tag), |snapshot| {
             let old = snapshot.session(&product, tag)?;
             let mut next = patch.over(old);
             check(&next)?;
@@ -195,7 +196,7 @@ impl Catalog {
     pub async fn delete_session(&self, product: &str, tag: &str) -> Result<Arc<SessionDoc>> {
         check_tag("product", product)?;
         check_tag("tag", tag)?;
-        self.change(|snapshot| {
+        self.change(Call::SessionDefine, &session_path(product, tag), |snapshot| {
             let old = snapshot.session(product, tag)?.clone();
             Ok((old, vec![DocChange::Remove(DocKind::Session, session_path(product, tag))]))
         })

@@ -199,7 +199,7 @@ impl Vault {
 
     /// Who a subject is.
     pub(super) fn identifier(&self, subject: &Subject) -> Result<String> {
-        self.sealer.open(&record(&subject.id, "identifier"), &subject.identifier).map(|text| text.expose().to_owned())
+        self.sealer.open(&record(&subject.id, "identifier"), &subject.identifier)
     }
 
     /// The subject of an identifier, made if there is none.

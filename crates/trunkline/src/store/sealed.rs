@@ -10,11 +10,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::audit::AuditStore;
+use super::cache::{CacheClaim, CacheClaimed, CacheKey, CacheStore, CacheValue};
+use super::keys::{KeyRow, KeyStore};
+use super::schedule::{ScheduleFilter, ScheduleRecord, ScheduleSettle, ScheduleState, ScheduleStore};
+use super::secrets::{SecretChange, SecretRow, SecretStore};
 use super::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
     LotFilter, LotMessage, LotRecord, LotSettle, Member, Revocation, Scope, SessionKey, SessionRefreshed, SessionRenewal, SessionRow,
     SessionStore, SessionUser, SessionsOf, Store, Subject,
 };
+use crate::audit::{AuditEntry, AuditFilter, AuditRow};
 use crate::error::{Error, Result};
 use crate::message::{Headers, MessageId, Millis, header};
 use crate::sessions::{SessionContext, SubjectKey, Vault};
@@ -193,6 +199,10 @@ forward! {
     jobs(product: &str) -> Vec<Job>;
     sweep() -> u64;
     =>
+    async fn catalog_changed(&self) {
+        self.inner.catalog_changed().await;
+    }
+
     async fn lot_put(&self, entries: Vec<LotEntry>) -> Result<()> {
         self.inner.lot_put(self.seal_all(entries).await?).await
     }
@@ -247,6 +257,101 @@ forward! {
             });
         }
         self.inner.lot_index(address, group, from, to, sealed).await
+    }
+}
+
+#[async_trait]
+impl SecretStore for SealedStore {
+    async fn secrets(&self) -> Result<(u64, Vec<SecretRow>)> {
+        self.inner.secrets().await
+    }
+
+    async fn secrets_write(&self, expected: u64, changes: Vec<SecretChange>, docs: Vec<DocChange>) -> Result<Option<u64>> {
+        self.inner.secrets_write(expected, changes, docs).await
+    }
+}
+
+#[async_trait]
+impl KeyStore for SealedStore {
+    async fn keys(&self) -> Result<(u64, Vec<KeyRow>)> {
+        self.inner.keys().await
+    }
+
+    async fn key_write(&self, expected: u64, row: KeyRow) -> Result<Option<u64>> {
+        self.inner.key_write(expected, row).await
+    }
+}
+
+#[async_trait]
+impl AuditStore for SealedStore {
+    async fn audit_append(&self, entries: Vec<AuditEntry>) -> Result<()> {
+        self.inner.audit_append(entries).await
+    }
+
+    async fn audit_rows(&self, filter: &AuditFilter, limit: usize, newest_first: bool) -> Result<Vec<AuditRow>> {
+        self.inner.audit_rows(filter, limit, newest_first).await
+    }
+
+    async fn audit_head(&self) -> Result<(u64, [u8; 32])> {
+        self.inner.audit_head().await
+    }
+}
+
+#[async_trait]
+impl CacheStore for SealedStore {
+    async fn cache_claim(&self, claim: CacheClaim) -> Result<CacheClaimed> {
+        self.inner.cache_claim(claim).await
+    }
+
+    async fn cache_sent(&self, key: &CacheKey, id: MessageId, owner: &str) -> Result<()> {
+        self.inner.cache_sent(key, id, owner).await
+    }
+
+    async fn cache_abandon(&self, key: &CacheKey, owner: &str) -> Result<()> {
+        self.inner.cache_abandon(key, owner).await
+    }
+
+    async fn cache_values(&self, scope: &str, expiry: Duration, limit: usize, offset: usize) -> Result<(Vec<CacheValue>, u64)> {
+        self.inner.cache_values(scope, expiry, limit, offset).await
+    }
+
+    async fn cache_clear(&self, scope: &str) -> Result<u64> {
+        self.inner.cache_clear(scope).await
+    }
+}
+
+#[async_trait]
+impl ScheduleStore for SealedStore {
+    async fn schedule_add(&self, schedule: &ScheduleRecord) -> Result<()> {
+        self.inner.schedule_add(schedule).await
+    }
+
+    async fn schedule_get(&self, id: MessageId) -> Result<Option<ScheduleRecord>> {
+        self.inner.schedule_get(id).await
+    }
+
+    async fn schedules(&self, filter: &ScheduleFilter, limit: usize, offset: usize) -> Result<(Vec<ScheduleRecord>, u64)> {
+        self.inner.schedules(filter, limit, offset).await
+    }
+
+    async fn schedule_claim(&self, limit: usize, owner: &str, lease: Duration) -> Result<Vec<(ScheduleRecord, bool)>> {
+        self.inner.schedule_claim(limit, owner, lease).await
+    }
+
+    async fn schedule_skip(&self, id: MessageId, owner: &str, firing_at: Millis, missed: u64) -> Result<bool> {
+        self.inner.schedule_skip(id, owner, firing_at, missed).await
+    }
+
+    async fn schedule_settle(&self, id: MessageId, owner: &str, settle: ScheduleSettle) -> Result<bool> {
+        self.inner.schedule_settle(id, owner, settle).await
+    }
+
+    async fn schedule_turn(&self, id: MessageId, from: &[ScheduleState], to: ScheduleState, next_at: Option<Millis>) -> Result<bool> {
+        self.inner.schedule_turn(id, from, to, next_at).await
+    }
+
+    async fn schedule_next(&self) -> Result<Option<Millis>> {
+        self.inner.schedule_next().await
     }
 }
 
