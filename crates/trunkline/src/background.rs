@@ -50,15 +50,7 @@ impl Inner {
                 }
             });
         };
-        each(LOOK, |inner| {
-            Box::pin(async move {
-                if inner.catalog.refresh().await? {
-                    inner.apply_pauses();
-                    inner.follow_moves().await;
-                }
-                Ok(())
-            })
-        });
+        self.tasks.spawn(follow_catalog(Arc::downgrade(self), self.end.clone()));
         each(LOOK, |inner| Box::pin(async move { inner.tend_moves().await }));
         each(HEARTBEAT, |inner| Box::pin(async move { inner.heartbeat().await }));
         each(SWEEP, |inner| Box::pin(async move { inner.sweep().await }));
@@ -190,6 +182,27 @@ impl Inner {
         let ids: Vec<String> = self.reported.lock().drain().collect();
         // Whoever cannot say good-bye ages out.
         let _ = self.store.members_leave(&ids).await;
+    }
+}
+
+/// Takes over what other processes change in the catalogue: when the store says so, and by a look once a second in any case.
+async fn follow_catalog(inner: Weak<Inner>, end: CancellationToken) {
+    loop {
+        let Some(store) = inner.upgrade().map(|inner| inner.store.clone()) else { return };
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = store.catalog_changed() => {}
+            () = end.cancelled() => return,
+        }
+        let Some(inner) = inner.upgrade() else { return };
+        match inner.catalog.refresh().await {
+            Ok(true) => {
+                inner.apply_pauses();
+                inner.follow_moves().await;
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the catalogue cannot be read; the known one stays in force"),
+        }
     }
 }
 

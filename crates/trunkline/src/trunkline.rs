@@ -24,9 +24,7 @@ use crate::produce::{Plain, ProduceOptions, Queued, Receipt, produce, try_plain}
 use crate::provider::Provider;
 use crate::route::Route;
 use crate::secret::Sealer;
-use crate::store::datadir::DataDir;
-use crate::store::sqlite::{Options as StoreOptions, SqliteStore};
-use crate::store::{Address, Member, MemberRole, Store};
+use crate::store::{self, Address, Member, MemberRole, Opened, Store};
 use crate::tracker::Tracker;
 
 /// An open instance. Cheap to clone; [`Trunkline::close`] ends it.
@@ -49,7 +47,7 @@ impl Trunkline {
         Builder::default()
     }
 
-    /// Opens a data directory, which is made if it is missing.
+    /// Opens a data directory, which is made if it is missing, or a store on a server.
     ///
     /// # Errors
     /// As [`Builder::open`].
@@ -147,13 +145,13 @@ pub struct Builder {
 
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder").field("url", &self.url).field("single_host", &self.single_host).finish_non_exhaustive()
+        f.debug_struct("Builder").field("url", &self.url.as_deref().map(store::shown)).field("single_host", &self.single_host).finish_non_exhaustive()
     }
 }
 
 impl Builder {
-    /// Where the data lies: `sqlite:DIR` or a plain directory (made if it is missing). By default `TRUNKLINE_URL`, else the
-    /// nearest `.trunkline` directory upward from the working directory.
+    /// Where the data lies: `sqlite:DIR` or a plain directory (made if it is missing), or `postgres://…` for many hosts. By
+    /// default `TRUNKLINE_URL`, else the nearest `.trunkline` directory upward from the working directory. See [`store::open`].
     #[must_use]
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
@@ -209,14 +207,14 @@ impl Builder {
     /// Opens it.
     ///
     /// # Errors
-    /// `STORE_FAILED`: there is no data directory (`trunkline init` makes one), it is damaged, newer or read-only.
+    /// `STORE_FAILED`: there is no data directory (`trunkline init` makes one), it is damaged, newer or read-only; the database
+    /// cannot be reached (retryable) or refuses the user; this host's master key is not the store's.
     pub async fn open(self) -> Result<Trunkline> {
-        let directory = DataDir::find(self.url.as_deref())?;
-        let mut store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path(), StoreOptions::default())?);
+        let Opened { mut store, directory, key } = store::open(self.url.as_deref()).await?;
         if let Some(wrap) = &self.wrap_store {
             store = wrap(store);
         }
-        let sealer = Arc::new(Sealer::new(&directory.master_key()?));
+        let sealer = Arc::new(Sealer::new(&key));
         let catalog = Catalog::open(store.clone(), sealer).await?;
         let tracker = Tracker::open(directory.path())?;
         let inner = Inner::new(Parts {

@@ -21,10 +21,13 @@ use crate::message::{Headers, MessageId, Millis};
 pub mod clock;
 mod common;
 pub mod datadir;
+mod open;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+
+pub use open::{Opened, is_postgres, open, shown};
 
 /// How far the store's knowledge reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
