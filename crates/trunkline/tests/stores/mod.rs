@@ -36,13 +36,13 @@ pub const LEASE: Duration = Duration::from_secs(30);
 /// The tests, one line each; `$bed` makes a new bed.
 macro_rules! store_tests {
     ($bed:expr) => {
-        store_tests!($bed, idempotency:
+        crate::stores::store_tests!($bed, idempotency:
             of_racing_claims_each_key_is_given_once
             the_life_of_a_key
             a_claim_is_given_back_by_its_owner_only
             a_key_twice_in_one_call_is_given_once
             handled_ids_are_known_for_their_window);
-        store_tests!($bed, lot:
+        crate::stores::store_tests!($bed, lot:
             entries_come_back_as_they_were_put_and_only_once
             claims_of_two_stores_never_overlap
             settling_waits_buries_and_gives_back
@@ -58,7 +58,7 @@ macro_rules! store_tests {
             hand_overs_of_a_lot_on_the_broker_are_counted
             the_index_follows_the_dead_topic
             an_entry_settled_twice_is_settled_once);
-        store_tests!($bed, rest:
+        crate::stores::store_tests!($bed, rest:
             the_catalogue_is_written_by_whoever_saw_the_last_version
             a_lease_has_one_owner_and_its_epoch_never_comes_again
             members_age_and_leave
