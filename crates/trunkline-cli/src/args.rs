@@ -29,8 +29,8 @@ pub struct Cli {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// The data directory, or `sqlite:DIR` [default: the nearest `.trunkline` upward]
-    #[arg(long, global = true, value_name = "URL", env = "TRUNKLINE_URL", hide_env_values = true)]
+    /// The data directory, `sqlite:DIR` or `postgres://…` [default: the nearest `.trunkline` upward]
+    #[arg(long, visible_alias = "url", global = true, value_name = "URL", env = "TRUNKLINE_URL", hide_env_values = true)]
     pub data: Option<String>,
     /// The product's tag [default: of the nearest trunkline.yaml, else the only one there is]
     #[arg(long, global = true, value_name = "TAG")]

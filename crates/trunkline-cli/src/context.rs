@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::sync::OnceCell;
 use trunkline::catalog::Catalog;
 use trunkline::file::File;
+use trunkline::store::is_postgres;
 use trunkline::{Code, Env, Error, Result, Trunkline};
 
 use crate::args::Global;
@@ -65,7 +66,7 @@ impl Ctx {
         &self.stop
     }
 
-    /// The data directory as it was given: `--data`, `TRUNKLINE_URL`, or `store.url` of the file.
+    /// The store as it was given: `--data`, `TRUNKLINE_URL`, or `store.url` of the file.
     pub fn data(&self) -> Result<Option<String>> {
         if let Some(data) = self.global.data.as_deref().filter(|data| !data.is_empty()) {
             return Ok(Some(data.to_owned()));
@@ -75,9 +76,9 @@ impl Ctx {
     }
 
     /// What `--data` says on the command line itself: the demo makes a directory of its own rather than write where
-    /// `TRUNKLINE_URL` or a file point.
+    /// `TRUNKLINE_URL` or a file point. A store on a server is no place for a demo either.
     pub fn data_flag(&self) -> Option<&str> {
-        let data = self.global.data.as_deref().filter(|data| !data.is_empty())?;
+        let data = self.global.data.as_deref().filter(|data| !data.is_empty() && !is_postgres(data))?;
         (std::env::var("TRUNKLINE_URL").as_deref() != Ok(data)).then_some(data)
     }
 
@@ -107,7 +108,7 @@ impl Ctx {
                 }
                 let trunkline = builder.open().await?;
                 if self.global.verbose > 0 {
-                    output::note(format!("data directory: {}", trunkline.store().location()));
+                    output::note(format!("store: {}", trunkline.store().location()));
                 }
                 Ok(trunkline)
             })

@@ -56,14 +56,8 @@ impl Inner {
                 }
             });
         };
-        each(LOOK, |inner| Box::pin(async move { inner.follow_catalogue().await }));
-        each(LOOK, |inner| {
-            Box::pin(async move {
-                // Changes of this process are there without a refresh.
-                inner.follow_topics();
-                inner.follow_connections().await
-            })
-        });
+        self.tasks.spawn(follow_catalog(Arc::downgrade(self), self.end.clone()));
+        each(LOOK, |inner| Box::pin(async move { inner.follow_connections().await }));
         each(LOOK, |inner| Box::pin(async move { inner.tend_moves().await }));
         each(LOOK, |inner| Box::pin(async move { inner.sessions.tend().await }));
         each(HEARTBEAT, |inner| Box::pin(async move { inner.heartbeat().await }));
@@ -225,6 +219,24 @@ impl Inner {
         let ids: Vec<String> = self.reported.lock().drain().collect();
         // Whoever cannot say good-bye ages out.
         let _ = self.store.members_leave(&ids).await;
+    }
+}
+
+/// Takes over what other processes change in the catalogue: when the store says so, and by a look once a second in any case.
+async fn follow_catalog(inner: Weak<Inner>, end: CancellationToken) {
+    loop {
+        let Some(store) = inner.upgrade().map(|inner| inner.store.clone()) else { return };
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = store.catalog_changed() => {}
+            () = end.cancelled() => return,
+        }
+        let Some(inner) = inner.upgrade() else { return };
+        if let Err(error) = inner.follow_catalogue().await {
+            tracing::warn!(%error, "the catalogue cannot be read; the known one stays in force");
+        }
+        // Changes of this process are there without a refresh.
+        inner.follow_topics();
     }
 }
 

@@ -26,9 +26,7 @@ use crate::provider::Provider;
 use crate::route::Route;
 use crate::secret::{Secret, Vault};
 use crate::sessions::{Gate, Session, Sessions};
-use crate::store::datadir::DataDir;
-use crate::store::sqlite::{Options as StoreOptions, SqliteStore};
-use crate::store::{Address, SealedStore, Store};
+use crate::store::{self, Address, Opened, SealedStore, Store};
 use crate::tracker::Tracker;
 
 /// An open instance. Cheap to clone; [`Trunkline::close`] ends it.
@@ -51,7 +49,7 @@ impl Trunkline {
         Builder::default()
     }
 
-    /// Opens a data directory, which is made if it is missing.
+    /// Opens a data directory, which is made if it is missing, or a store on a server.
     ///
     /// # Errors
     /// As [`Builder::open`].
@@ -141,13 +139,13 @@ pub struct Builder {
 
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder").field("url", &self.url).field("single_host", &self.single_host).finish_non_exhaustive()
+        f.debug_struct("Builder").field("url", &self.url.as_deref().map(store::shown)).field("single_host", &self.single_host).finish_non_exhaustive()
     }
 }
 
 impl Builder {
-    /// Where the data lies: `sqlite:DIR` or a plain directory (made if it is missing). By default `TRUNKLINE_URL`, else the
-    /// nearest `.trunkline` directory upward from the working directory.
+    /// Where the data lies: `sqlite:DIR` or a plain directory (made if it is missing), or `postgres://…` for many hosts. By
+    /// default `TRUNKLINE_URL`, else the nearest `.trunkline` directory upward from the working directory. See [`store::open`].
     #[must_use]
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
@@ -211,11 +209,11 @@ impl Builder {
     /// Opens it.
     ///
     /// # Errors
-    /// `STORE_FAILED`: there is no data directory (`trunkline init` makes one), it is damaged, newer or read-only.
+    /// `STORE_FAILED`: there is no data directory (`trunkline init` makes one), it is damaged, newer or read-only; the database
+    /// cannot be reached (retryable) or refuses the user; this host's master key is not the store's.
     /// `ACCESS_DENIED`: the workspace has access keys, and none was given that holds.
     pub async fn open(self) -> Result<Trunkline> {
-        let directory = DataDir::find(self.url.as_deref())?;
-        let mut store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path(), StoreOptions::default())?);
+        let Opened { mut store, directory, .. } = store::open(self.url.as_deref()).await?;
         if let Some(wrap) = &self.wrap_store {
             store = wrap(store);
         }

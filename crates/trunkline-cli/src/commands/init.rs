@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use trunkline::file::File;
+use trunkline::store::is_postgres;
 use trunkline::{Code, Error, Result};
 
 use crate::commands::apply;
@@ -46,7 +47,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
     ctx.default_data(here.join(DIRECTORY).display().to_string());
     let trunkline = ctx.trunkline().await?;
     let location = trunkline.store().location();
-    if let Some(data) = ctx.data()? {
+    if let Some(data) = ctx.data()?.filter(|data| !is_postgres(data)) {
         keep_out_of_git(Path::new(data.trim_start_matches("sqlite:")));
     }
     if !keep {

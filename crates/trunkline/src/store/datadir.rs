@@ -14,6 +14,8 @@ use crate::secret::{Keyring, MASTER_KEY_ENV, MasterKey};
 pub const NAME: &str = ".trunkline";
 /// The environment variable that says where the store is.
 pub const URL_ENV: &str = "TRUNKLINE_URL";
+/// The environment variable that says where a store on a server keeps what belongs to this host.
+pub const DATA_DIR_ENV: &str = "TRUNKLINE_DATA_DIR";
 /// The layout this code makes and knows.
 const FORMAT: u32 = 1;
 
@@ -21,6 +23,8 @@ const FORMAT: u32 = 1;
 pub const STORES: &[&str] = &[
     #[cfg(feature = "sqlite")]
     "sqlite",
+    #[cfg(feature = "postgres")]
+    "postgres",
 ];
 
 /// A data directory that is there and has a layout this version knows.
@@ -42,6 +46,25 @@ impl DataDir {
         let env = std::env::var(URL_ENV).ok().filter(|url| !url.is_empty());
         let from = std::env::current_dir().map_err(|error| failed(Path::new("."), "the working directory is gone", &error))?;
         Self::find_from(url.map(|url| (url, "url")).or(env.as_deref().map(|url| (url, URL_ENV))), &from)
+    }
+
+    /// Finds the directory of what belongs to this host, for a store that lies on a server: at `TRUNKLINE_DATA_DIR`, else the
+    /// nearest `.trunkline` upward from the working directory, else `trunkline/NAME` where the user keeps state
+    /// (`XDG_STATE_HOME`, else `~/.local/state`). It is created if it is missing, without a master key.
+    ///
+    /// # Errors
+    /// `STORE_FAILED` as [`DataDir::find`], and with reason `missing` if the user has no home.
+    pub fn of_host(name: &str) -> Result<DataDir> {
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let near = || std::env::current_dir().ok()?.ancestors().map(|dir| dir.join(NAME)).find(|dir| dir.join("format").is_file());
+        let home = || set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")));
+        let path = set(DATA_DIR_ENV).or_else(near).or_else(|| home().map(|state| state.join("trunkline").join(name)));
+        let path = path.ok_or_else(|| {
+            Error::store("this user has no home, so there is no place for what belongs to this host")
+                .reason("missing")
+                .next(format!("name a directory in {DATA_DIR_ENV}"))
+        })?;
+        if path.join("format").exists() { Self::open(&path) } else { Self::create_with(&path, true) }
     }
 
     fn find_from(url: Option<(&str, &str)>, from: &Path) -> Result<DataDir> {
@@ -136,7 +159,13 @@ impl DataDir {
     /// # Errors
     /// As [`MasterKey::load`].
     pub fn master_key(&self) -> Result<MasterKey> {
-        MasterKey::load(&self.path.join("master.key"))
+        MasterKey::load(&self.master_key_file())
+    }
+
+    /// The file of the master key.
+    #[must_use]
+    pub fn master_key_file(&self) -> PathBuf {
+        self.path.join("master.key")
     }
 
     /// Seals and opens with the master key, and follows when that is replaced.
@@ -172,13 +201,11 @@ fn path_of<'a>(url: &'a str, field: &str) -> Result<&'a str> {
         None => url,
         Some(("sqlite", rest)) => rest.strip_prefix("//").unwrap_or(rest),
         Some(("postgres" | "postgresql", _)) => {
-            return Err(Error::new(
-                Code::CapabilityUnsupported,
-                format!("a PostgreSQL store is not compiled in; there is: {}", STORES.join(", ")),
-            )
-            .field(field)
-            .detail("stores", STORES)
-            .next("use sqlite:/path/to/a/directory"));
+            let what = if cfg!(feature = "postgres") { "is no directory" } else { "is not compiled in" };
+            return Err(Error::new(Code::CapabilityUnsupported, format!("a PostgreSQL store {what}; there is: {}", STORES.join(", ")))
+                .field(field)
+                .detail("stores", STORES)
+                .next("use sqlite:/path/to/a/directory"));
         }
         // The rest of a URL may hold a password.
         Some((scheme, _)) => return Err(unknown(field, &format!("`{field}` has the unknown scheme '{scheme}'"))),

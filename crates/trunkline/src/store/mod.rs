@@ -27,6 +27,7 @@ pub mod clock;
 mod common;
 pub mod datadir;
 pub mod keys;
+mod open;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod schedule;
@@ -40,6 +41,7 @@ pub(crate) use sealed::{SealedStore, erased};
 pub use sessions::{
     Revocation, SessionKey, SessionKeyUse, SessionRefreshed, SessionRenewal, SessionRow, SessionStore, SessionUser, SessionsOf, Subject,
 };
+pub use open::{Opened, is_postgres, open, shown};
 
 /// How far the store's knowledge reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,3 +1,7 @@
+//! The catalogue, leases, members, jobs, and the end.
+
+use super::*;
+
 pub async fn the_catalogue_is_written_by_whoever_saw_the_last_version(bed: &dyn Bed) {
     let (a, b) = (bed.open().await, bed.open().await);
     let put = |path: &str, n: i32| DocChange::Put(Doc { kind: DocKind::Topic, path: path.to_owned(), body: json!({ "n": n }) });
@@ -69,3 +73,15 @@ pub async fn a_job_put_with_an_old_ledger_keeps_the_newer_one(bed: &dyn Bed) {
     assert_eq!(store.sweep().await.unwrap(), 1, "what still runs stays");
 }
 
+
+pub async fn a_closed_store_says_so_and_finishes_what_it_was_given(bed: &dyn Bed) {
+    let store = bed.open().await;
+    let put = store.lot_put(vec![entry(LotState::Dead, 1)]);
+    let (put, ()) = tokio::join!(put, store.close());
+    put.unwrap();
+    store.close().await;
+    assert_eq!(store.probe().await.unwrap_err().code(), Code::Closed);
+    assert_eq!(store.catalog_version().await.unwrap_err().code(), Code::Closed);
+    assert_eq!(store.lot_put(vec![entry(LotState::Dead, 2)]).await.unwrap_err().code(), Code::Closed);
+    assert_eq!(bed.open().await.lot_count(&LotFilter::default()).await.unwrap(), 1);
+}

@@ -129,7 +129,7 @@ where
 {
     let doing = "listen for changes";
     let mut messages = futures_util::stream::poll_fn(move |context| connection.poll_message(context));
-    let sql = format!("SET application_name TO 'trunkline listen'; LISTEN \"{channel}\"");
+    let sql = format!("LISTEN \"{channel}\"");
     let asked = client.batch_execute(&sql);
     tokio::pin!(asked);
     let mut listening = false;

@@ -1,0 +1,14 @@
+//! The list of tests that every store passes, on PostgreSQL, and what PostgreSQL alone has to show. It needs a server:
+//! `eval "$(scripts/brokers up postgres)"`.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod bed;
+mod changes;
+mod clock;
+mod opening;
+mod restart;
+#[path = "../stores/mod.rs"]
+mod stores;
+
+stores::store_tests!(crate::bed::Schema::new());
