@@ -49,7 +49,7 @@ impl Dir {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("trunkline"));
-        command.args(args).current_dir(self.path()).env_remove("TRUNKLINE_URL").env_remove("TRUNKLINE_LOG").env("NO_COLOR", "1");
+        command.args(args).current_dir(self.path()).env_remove("TRUNKLINE_URL").env_remove("TRUNKLINE_LOG").env_remove("TRUNKLINE_ACCESS_KEY").env("NO_COLOR", "1");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -138,6 +138,10 @@ impl Running {
         if let Ok(line) = self.err.recv_timeout(while_) {
             panic!("it said: {line}");
         }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, signal: Signal) {
