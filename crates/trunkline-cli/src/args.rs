@@ -59,6 +59,7 @@ pub enum Command {
     Brokers(commands::brokers::Args),
     Topics(commands::topics::Args),
     Groups(commands::groups::Args),
+    Sessions(commands::sessions::Args),
     Jobs(commands::jobs::Args),
     Produce(commands::produce::Args),
     Consume(commands::consume::Args),

@@ -12,6 +12,7 @@ mod exit;
 mod output;
 mod payload;
 mod record;
+mod session;
 mod signals;
 mod values;
 
@@ -57,6 +58,7 @@ async fn run(command: Command, ctx: &Ctx) -> Result<()> {
         Command::Brokers(args) => commands::brokers::run(args, ctx).await,
         Command::Topics(args) => commands::topics::run(args, ctx).await,
         Command::Groups(args) => commands::groups::run(args, ctx).await,
+        Command::Sessions(args) => commands::sessions::run(args, ctx).await,
         Command::Jobs(args) => commands::jobs::run(args, ctx).await,
         Command::Produce(args) => commands::produce::run(args, ctx).await,
         Command::Consume(args) => commands::consume::run(args, ctx).await,

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use trunkline::message::Millis;
 use trunkline::store::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
-    LotFilter, LotRecord, LotSettle, Member, Scope, Store,
+    LotFilter, LotRecord, LotSettle, Member, Revocation, Scope, SessionKey, SessionRefreshed, SessionRenewal, SessionRow, SessionStore,
+    SessionUser, SessionsOf, Store, Subject,
 };
 use trunkline::{Code, Error, MessageId, Result};
 
@@ -103,4 +104,32 @@ through! {
     job_get(id: &str) -> Option<Job>;
     jobs(product: &str) -> Vec<Job>;
     sweep() -> u64;
+}
+
+/// The same for sessions.
+macro_rules! sessions_through {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        #[async_trait]
+        impl SessionStore for FaultyStore {
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$result> {
+                self.1.check()?;
+                self.0.$name($($arg),*).await
+            })*
+        }
+    };
+}
+
+sessions_through! {
+    session_keys() -> Vec<SessionKey>;
+    session_key_add(key: &SessionKey, retire: Option<Millis>) -> ();
+    subject_of(fresh: &Subject) -> Subject;
+    subject(id: &str) -> Option<Subject>;
+    subjects_with(product: &str, digest: &[u8]) -> Vec<String>;
+    session_start(session: &SessionRow, hash: &[u8; 32]) -> bool;
+    session_refresh(product: &str, tag: &str, hash: &[u8; 32], next: SessionRenewal) -> SessionRefreshed;
+    session_revoke(product: &str, tag: &str, which: SessionsOf) -> u64;
+    session_list(product: &str, tag: &str, digest: Option<&[u8]>, limit: u64, offset: u64) -> (Vec<SessionRow>, u64);
+    session_users(product: &str, tag: &str, limit: u64, offset: u64) -> (Vec<SessionUser>, u64);
+    session_erase(product: &str, tag: &str, digest: &[u8]) -> Option<(String, u64)>;
+    session_revocations(after: u64) -> Vec<Revocation>;
 }

@@ -16,5 +16,6 @@ pub mod produce;
 pub mod products;
 pub mod replay;
 pub mod run;
+pub mod sessions;
 pub mod stats;
 pub mod topics;

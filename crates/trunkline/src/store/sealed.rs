@@ -250,62 +250,31 @@ forward! {
     }
 }
 
-#[async_trait]
-impl SessionStore for SealedStore {
-    async fn session_keys(&self) -> Result<Vec<SessionKey>> {
-        self.inner.session_keys().await
-    }
+/// What is kept of sessions is sealed already.
+macro_rules! forward_sessions {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        #[async_trait]
+        impl SessionStore for SealedStore {
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$result> {
+                self.inner.$name($($arg),*).await
+            })*
+        }
+    };
+}
 
-    async fn session_key_add(&self, key: &SessionKey, retire: Option<Millis>) -> Result<()> {
-        self.inner.session_key_add(key, retire).await
-    }
-
-    async fn subject_of(&self, fresh: &Subject) -> Result<Subject> {
-        self.inner.subject_of(fresh).await
-    }
-
-    async fn subject(&self, id: &str) -> Result<Option<Subject>> {
-        self.inner.subject(id).await
-    }
-
-    async fn subjects_with(&self, product: &str, digest: &[u8]) -> Result<Vec<String>> {
-        self.inner.subjects_with(product, digest).await
-    }
-
-    async fn session_start(&self, session: &SessionRow, hash: &[u8; 32]) -> Result<bool> {
-        self.inner.session_start(session, hash).await
-    }
-
-    async fn session_refresh(&self, product: &str, tag: &str, hash: &[u8; 32], next: SessionRenewal) -> Result<SessionRefreshed> {
-        self.inner.session_refresh(product, tag, hash, next).await
-    }
-
-    async fn session_revoke(&self, product: &str, tag: &str, which: SessionsOf) -> Result<u64> {
-        self.inner.session_revoke(product, tag, which).await
-    }
-
-    async fn session_list(
-        &self,
-        product: &str,
-        tag: &str,
-        digest: Option<&[u8]>,
-        limit: u64,
-        offset: u64,
-    ) -> Result<(Vec<SessionRow>, u64)> {
-        self.inner.session_list(product, tag, digest, limit, offset).await
-    }
-
-    async fn session_users(&self, product: &str, tag: &str, limit: u64, offset: u64) -> Result<(Vec<SessionUser>, u64)> {
-        self.inner.session_users(product, tag, limit, offset).await
-    }
-
-    async fn session_erase(&self, product: &str, tag: &str, digest: &[u8]) -> Result<Option<(String, u64)>> {
-        self.inner.session_erase(product, tag, digest).await
-    }
-
-    async fn session_revocations(&self, after: u64) -> Result<Vec<Revocation>> {
-        self.inner.session_revocations(after).await
-    }
+forward_sessions! {
+    session_keys() -> Vec<SessionKey>;
+    session_key_add(key: &SessionKey, retire: Option<Millis>) -> ();
+    subject_of(fresh: &Subject) -> Subject;
+    subject(id: &str) -> Option<Subject>;
+    subjects_with(product: &str, digest: &[u8]) -> Vec<String>;
+    session_start(session: &SessionRow, hash: &[u8; 32]) -> bool;
+    session_refresh(product: &str, tag: &str, hash: &[u8; 32], next: SessionRenewal) -> SessionRefreshed;
+    session_revoke(product: &str, tag: &str, which: SessionsOf) -> u64;
+    session_list(product: &str, tag: &str, digest: Option<&[u8]>, limit: u64, offset: u64) -> (Vec<SessionRow>, u64);
+    session_users(product: &str, tag: &str, limit: u64, offset: u64) -> (Vec<SessionUser>, u64);
+    session_erase(product: &str, tag: &str, digest: &[u8]) -> Option<(String, u64)>;
+    session_revocations(after: u64) -> Vec<Revocation>;
 }
 
 /// What is said to somebody who wants to go on with an erased entry.
