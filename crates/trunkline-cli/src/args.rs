@@ -60,6 +60,7 @@ pub enum Command {
     Topics(commands::topics::Args),
     Groups(commands::groups::Args),
     Caches(commands::caches::Args),
+    Sessions(commands::sessions::Args),
     Jobs(commands::jobs::Args),
     Secrets(commands::secrets::Args),
     Keys(commands::keys::Args),

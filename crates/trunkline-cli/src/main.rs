@@ -12,6 +12,7 @@ mod exit;
 mod output;
 mod payload;
 mod record;
+mod session;
 mod signals;
 mod values;
 
@@ -58,6 +59,7 @@ async fn run(command: Command, ctx: &Ctx) -> Result<()> {
         Command::Topics(args) => commands::topics::run(args, ctx).await,
         Command::Groups(args) => commands::groups::run(args, ctx).await,
         Command::Caches(args) => commands::caches::run(args, ctx).await,
+        Command::Sessions(args) => commands::sessions::run(args, ctx).await,
         Command::Jobs(args) => commands::jobs::run(args, ctx).await,
         Command::Secrets(args) => commands::secrets::run(args, ctx).await,
         Command::Keys(args) => commands::keys::run(args, ctx).await,

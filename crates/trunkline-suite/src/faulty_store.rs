@@ -14,7 +14,8 @@ use trunkline::store::cache::{CacheClaim, CacheClaimed, CacheKey, CacheStore, Ca
 use trunkline::store::schedule::{ScheduleFilter, ScheduleRecord, ScheduleSettle, ScheduleState, ScheduleStore};
 use trunkline::store::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
-    LotFilter, LotRecord, LotSettle, Member, Scope, Store,
+    LotFilter, LotRecord, LotSettle, Member, Revocation, Scope, SessionKey, SessionRefreshed, SessionRenewal, SessionRow, SessionStore,
+    SessionUser, SessionsOf, Store, Subject,
 };
 use trunkline::{Code, Error, MessageId, Result};
 
@@ -176,4 +177,19 @@ part!(AuditStore {
     audit_append(entries: Vec<AuditEntry>) -> ();
     audit_rows(filter: &AuditFilter, limit: usize, newest_first: bool) -> Vec<AuditRow>;
     audit_head() -> (u64, [u8; 32]);
+});
+
+part!(SessionStore {
+    session_keys() -> Vec<SessionKey>;
+    session_key_add(key: &SessionKey, retire: Option<Millis>) -> ();
+    subject_of(fresh: &Subject) -> Subject;
+    subject(id: &str) -> Option<Subject>;
+    subjects_with(product: &str, digest: &[u8]) -> Vec<String>;
+    session_start(session: &SessionRow, hash: &[u8; 32]) -> bool;
+    session_refresh(product: &str, tag: &str, hash: &[u8; 32], next: SessionRenewal) -> SessionRefreshed;
+    session_revoke(product: &str, tag: &str, which: SessionsOf) -> u64;
+    session_list(product: &str, tag: &str, digest: Option<&[u8]>, limit: u64, offset: u64) -> (Vec<SessionRow>, u64);
+    session_users(product: &str, tag: &str, limit: u64, offset: u64) -> (Vec<SessionUser>, u64);
+    session_erase(product: &str, tag: &str, digest: &[u8]) -> Option<(String, u64)>;
+    session_revocations(after: u64) -> Vec<Revocation>;
 });

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use trunkline::{ConsumeOptions, Consumer, Context, Error, Raw, Result, Schedule, Start, State, Verdict};
 
 use crate::context::{Ctx, DRAIN};
+use crate::session::SessionArgs;
 use crate::{output, values};
 
 /// Prints the messages of an event, or runs a command for each; acks what was handled
@@ -51,6 +52,8 @@ pub struct Args {
     /// With --exec: when a message that exited with 75 comes again
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration, requires = "exec")]
     later: Duration,
+    #[command(flatten)]
+    session: SessionArgs,
     /// Handles at once even if at least half of the messages fail
     #[arg(long)]
     no_breaker: bool,
@@ -72,6 +75,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
         breaker: args.no_breaker.then_some(false),
         from: args.from.clone(),
         cache: args.cache.clone(),
+        session: args.session.read()?,
         ..ConsumeOptions::default()
     };
     let handler = work.clone();

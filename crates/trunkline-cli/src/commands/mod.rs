@@ -24,5 +24,6 @@ pub mod replay;
 pub mod run;
 pub mod schedules;
 pub mod secrets;
+pub mod sessions;
 pub mod stats;
 pub mod topics;

@@ -10,9 +10,10 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use trunkline::message::Millis;
 use trunkline::schema::Problem;
-use trunkline::{Code, Env, Error, Produce, Result};
+use trunkline::{Code, Env, Error, Produce, Result, Session};
 
 use crate::context::Ctx;
+use crate::session::SessionArgs;
 use crate::values::{self, FieldPath};
 
 /// Produces a message, or every line of a file, and waits until the broker has confirmed it
@@ -22,6 +23,7 @@ use crate::values::{self, FieldPath};
   cat order.json | trunkline produce order-events:order-created -
   trunkline produce order-events:order-created --file orders.ndjson --key-from orderId --idempotency-key-from orderId
   trunkline produce order-events:order-created '{\"orderId\":\"123\"}' --delay 10m
+  trunkline produce order-events:order-created '{\"orderId\":\"123\"}' --session-file token
   trunkline produce order-events:order-created '{\"orderId\":123}' --validate-only")]
 pub struct Args {
     /// Where to: brokerTag:topicTag
@@ -67,6 +69,8 @@ pub struct Args {
     /// Confirmed within this, or failed [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     timeout: Option<Duration>,
+    #[command(flatten)]
+    session: SessionArgs,
     /// With --file: how many may wait for their confirm at a time
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000), requires = "file")]
     in_flight: u32,
@@ -80,7 +84,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
     if let Some(file) = &args.file {
         return file::run(&args, file, ctx).await;
     }
-    let env = ctx.env().await?;
+    let (env, session) = (ctx.env().await?, args.session.read()?);
     let payload = match args.payload.as_deref() {
         Some("-") => values::input("payload", "-")?,
         Some(text) => text.as_bytes().to_vec(),
@@ -94,7 +98,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
     if args.validate_only {
         return validate(&env, &args.event, &payload, ctx);
     }
-    let receipt = args.message(&env, payload.into())?.await?;
+    let receipt = args.message(&env, payload.into(), session.as_ref())?.await?;
     let before = receipt.duplicate == Some(true) || receipt.cached == Some(true);
     let twice = if before { " (published before; nothing was sent)" } else { "" };
     ctx.done(&receipt, format!("{}{twice}", receipt.process_id))
@@ -118,7 +122,7 @@ fn validate(env: &Env, event: &str, payload: &[u8], ctx: &Ctx) -> Result<()> {
 
 impl Args {
     /// The produce that a payload makes, or why it makes none.
-    fn message<'a>(&'a self, env: &'a Env, payload: Bytes) -> Result<Produce<'a>> {
+    fn message<'a>(&'a self, env: &'a Env, payload: Bytes, session: Option<&Session>) -> Result<Produce<'a>> {
         let keys = if self.raw { (None, None) } else { self.keys(&payload)? };
         let mut produce = env.produce_raw(&self.event, payload);
         if let Some(key) = keys.0.or_else(|| self.key.clone()) {
@@ -144,6 +148,9 @@ impl Args {
         }
         if let Some(timeout) = self.timeout {
             produce = produce.timeout(timeout);
+        }
+        if let Some(session) = session {
+            produce = produce.session(session.clone());
         }
         Ok(produce)
     }

@@ -19,7 +19,7 @@ brokers:
         sample: { orderId: '1' }
       - { tag: 'order-events:paid', name: Paid, ordering: key, defaults: { retry: { delays: [1s, 30s] } } }
 sessions:
-  - { tag: user, selector: "$Session{userId}", expiry: 7, period: days, schema: { userId: '1' } }
+  - { tag: user, selector: '$Session{userId}', expiry: 7, period: days, schema: { userId: '1' } }
 ";
 
 fn file(text: &str) -> File {

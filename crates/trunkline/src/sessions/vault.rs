@@ -166,10 +166,6 @@ impl Vault {
         Arc::new(Vault { store, sealer, keys: Mutex::new(LruCache::new(KEPT)), used: AtomicBool::new(false) })
     }
 
-    pub(super) fn sealer(&self) -> &dyn Seal {
-        &*self.sealer
-    }
-
     pub(super) fn is_used(&self) -> bool {
         self.used.load(Ordering::Relaxed)
     }

@@ -260,157 +260,81 @@ forward! {
     }
 }
 
-#[async_trait]
-impl SecretStore for SealedStore {
-    async fn secrets(&self) -> Result<(u64, Vec<SecretRow>)> {
-        self.inner.secrets().await
-    }
-
-    async fn secrets_write(&self, expected: u64, changes: Vec<SecretChange>, docs: Vec<DocChange>) -> Result<Option<u64>> {
-        self.inner.secrets_write(expected, changes, docs).await
-    }
+/// What is kept of these is sealed already, or is no content.
+macro_rules! forward_part {
+    ($part:ident { $($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)* }) => {
+        #[async_trait]
+        impl $part for SealedStore {
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$result> {
+                self.inner.$name($($arg),*).await
+            })*
+        }
+    };
 }
 
-#[async_trait]
-impl KeyStore for SealedStore {
-    async fn keys(&self) -> Result<(u64, Vec<KeyRow>)> {
-        self.inner.keys().await
-    }
+forward_part!(SessionStore {
+    session_keys() -> Vec<SessionKey>;
+    session_key_add(key: &SessionKey, retire: Option<Millis>) -> ();
+    subject_of(fresh: &Subject) -> Subject;
+    subject(id: &str) -> Option<Subject>;
+    subjects_with(product: &str, digest: &[u8]) -> Vec<String>;
+    session_start(session: &SessionRow, hash: &[u8; 32]) -> bool;
+    session_refresh(product: &str, tag: &str, hash: &[u8; 32], next: SessionRenewal) -> SessionRefreshed;
+    session_revoke(product: &str, tag: &str, which: SessionsOf) -> u64;
+    session_list(product: &str, tag: &str, digest: Option<&[u8]>, limit: u64, offset: u64) -> (Vec<SessionRow>, u64);
+    session_users(product: &str, tag: &str, limit: u64, offset: u64) -> (Vec<SessionUser>, u64);
+    session_erase(product: &str, tag: &str, digest: &[u8]) -> Option<(String, u64)>;
+    session_revocations(after: u64) -> Vec<Revocation>;
+});
 
-    async fn key_write(&self, expected: u64, row: KeyRow) -> Result<Option<u64>> {
-        self.inner.key_write(expected, row).await
-    }
-}
+forward_part!(SecretStore {
+    secrets() -> (u64, Vec<SecretRow>);
+    secrets_write(expected: u64, changes: Vec<SecretChange>, docs: Vec<DocChange>) -> Option<u64>;
+});
 
-#[async_trait]
-impl AuditStore for SealedStore {
-    async fn audit_append(&self, entries: Vec<AuditEntry>) -> Result<()> {
-        self.inner.audit_append(entries).await
-    }
+forward_part!(KeyStore {
+    keys() -> (u64, Vec<KeyRow>);
+    key_write(expected: u64, row: KeyRow) -> Option<u64>;
+});
 
-    async fn audit_rows(&self, filter: &AuditFilter, limit: usize, newest_first: bool) -> Result<Vec<AuditRow>> {
-        self.inner.audit_rows(filter, limit, newest_first).await
-    }
+forward_part!(AuditStore {
+    audit_append(entries: Vec<AuditEntry>) -> ();
+    audit_rows(filter: &AuditFilter, limit: usize, newest_first: bool) -> Vec<AuditRow>;
+    audit_head() -> (u64, [u8; 32]);
+});
 
-    async fn audit_head(&self) -> Result<(u64, [u8; 32])> {
-        self.inner.audit_head().await
-    }
-}
+forward_part!(CacheStore {
+    cache_claim(claim: CacheClaim) -> CacheClaimed;
+    cache_sent(key: &CacheKey, id: MessageId, owner: &str) -> ();
+    cache_abandon(key: &CacheKey, owner: &str) -> ();
+    cache_values(scope: &str, expiry: Duration, limit: usize, offset: usize) -> (Vec<CacheValue>, u64);
+    cache_clear(scope: &str) -> u64;
+});
 
-#[async_trait]
-impl CacheStore for SealedStore {
-    async fn cache_claim(&self, claim: CacheClaim) -> Result<CacheClaimed> {
-        self.inner.cache_claim(claim).await
-    }
+forward_part!(ScheduleStore {
+    schedule_add(schedule: &ScheduleRecord) -> ();
+    schedule_get(id: MessageId) -> Option<ScheduleRecord>;
+    schedules(filter: &ScheduleFilter, limit: usize, offset: usize) -> (Vec<ScheduleRecord>, u64);
+    schedule_claim(limit: usize, owner: &str, lease: Duration) -> Vec<(ScheduleRecord, bool)>;
+    schedule_skip(id: MessageId, owner: &str, firing_at: Millis, missed: u64) -> bool;
+    schedule_settle(id: MessageId, owner: &str, settle: ScheduleSettle) -> bool;
+    schedule_turn(id: MessageId, from: &[ScheduleState], to: ScheduleState, next_at: Option<Millis>) -> bool;
+    schedule_next() -> Option<Millis>;
+});
 
-    async fn cache_sent(&self, key: &CacheKey, id: MessageId, owner: &str) -> Result<()> {
-        self.inner.cache_sent(key, id, owner).await
-    }
-
-    async fn cache_abandon(&self, key: &CacheKey, owner: &str) -> Result<()> {
-        self.inner.cache_abandon(key, owner).await
-    }
-
-    async fn cache_values(&self, scope: &str, expiry: Duration, limit: usize, offset: usize) -> Result<(Vec<CacheValue>, u64)> {
-        self.inner.cache_values(scope, expiry, limit, offset).await
-    }
-
-    async fn cache_clear(&self, scope: &str) -> Result<u64> {
-        self.inner.cache_clear(scope).await
-    }
-}
-
-#[async_trait]
-impl ScheduleStore for SealedStore {
-    async fn schedule_add(&self, schedule: &ScheduleRecord) -> Result<()> {
-        self.inner.schedule_add(schedule).await
-    }
-
-    async fn schedule_get(&self, id: MessageId) -> Result<Option<ScheduleRecord>> {
-        self.inner.schedule_get(id).await
-    }
-
-    async fn schedules(&self, filter: &ScheduleFilter, limit: usize, offset: usize) -> Result<(Vec<ScheduleRecord>, u64)> {
-        self.inner.schedules(filter, limit, offset).await
-    }
-
-    async fn schedule_claim(&self, limit: usize, owner: &str, lease: Duration) -> Result<Vec<(ScheduleRecord, bool)>> {
-        self.inner.schedule_claim(limit, owner, lease).await
-    }
-
-    async fn schedule_skip(&self, id: MessageId, owner: &str, firing_at: Millis, missed: u64) -> Result<bool> {
-        self.inner.schedule_skip(id, owner, firing_at, missed).await
-    }
-
-    async fn schedule_settle(&self, id: MessageId, owner: &str, settle: ScheduleSettle) -> Result<bool> {
-        self.inner.schedule_settle(id, owner, settle).await
-    }
-
-    async fn schedule_turn(&self, id: MessageId, from: &[ScheduleState], to: ScheduleState, next_at: Option<Millis>) -> Result<bool> {
-        self.inner.schedule_turn(id, from, to, next_at).await
-    }
-
-    async fn schedule_next(&self) -> Result<Option<Millis>> {
-        self.inner.schedule_next().await
-    }
-}
-
-#[async_trait]
-impl SessionStore for SealedStore {
-    async fn session_keys(&self) -> Result<Vec<SessionKey>> {
-        self.inner.session_keys().await
-    }
-
-    async fn session_key_add(&self, key: &SessionKey, retire: Option<Millis>) -> Result<()> {
-        self.inner.session_key_add(key, retire).await
-    }
-
-    async fn subject_of(&self, fresh: &Subject) -> Result<Subject> {
-        self.inner.subject_of(fresh).await
-    }
-
-    async fn subject(&self, id: &str) -> Result<Option<Subject>> {
-        self.inner.subject(id).await
-    }
-
-    async fn subjects_with(&self, product: &str, digest: &[u8]) -> Result<Vec<String>> {
-        self.inner.subjects_with(product, digest).await
-    }
-
-    async fn session_start(&self, session: &SessionRow, hash: &[u8; 32]) -> Result<bool> {
-        self.inner.session_start(session, hash).await
-    }
-
-    async fn session_refresh(&self, product: &str, tag: &str, hash: &[u8; 32], next: SessionRenewal) -> Result<SessionRefreshed> {
-        self.inner.session_refresh(product, tag, hash, next).await
-    }
-
-    async fn session_revoke(&self, product: &str, tag: &str, which: SessionsOf) -> Result<u64> {
-        self.inner.session_revoke(product, tag, which).await
-    }
-
-    async fn session_list(
-        &self,
-        product: &str,
-        tag: &str,
-        digest: Option<&[u8]>,
-        limit: u64,
-        offset: u64,
-    ) -> Result<(Vec<SessionRow>, u64)> {
-        self.inner.session_list(product, tag, digest, limit, offset).await
-    }
-
-    async fn session_users(&self, product: &str, tag: &str, limit: u64, offset: u64) -> Result<(Vec<SessionUser>, u64)> {
-        self.inner.session_users(product, tag, limit, offset).await
-    }
-
-    async fn session_erase(&self, product: &str, tag: &str, digest: &[u8]) -> Result<Option<(String, u64)>> {
-        self.inner.session_erase(product, tag, digest).await
-    }
-
-    async fn session_revocations(&self, after: u64) -> Result<Vec<Revocation>> {
-        self.inner.session_revocations(after).await
-    }
+forward_sessions! {
+    session_keys() -> Vec<SessionKey>;
+    session_key_add(key: &SessionKey, retire: Option<Millis>) -> ();
+    subject_of(fresh: &Subject) -> Subject;
+    subject(id: &str) -> Option<Subject>;
+    subjects_with(product: &str, digest: &[u8]) -> Vec<String>;
+    session_start(session: &SessionRow, hash: &[u8; 32]) -> bool;
+    session_refresh(product: &str, tag: &str, hash: &[u8; 32], next: SessionRenewal) -> SessionRefreshed;
+    session_revoke(product: &str, tag: &str, which: SessionsOf) -> u64;
+    session_list(product: &str, tag: &str, digest: Option<&[u8]>, limit: u64, offset: u64) -> (Vec<SessionRow>, u64);
+    session_users(product: &str, tag: &str, limit: u64, offset: u64) -> (Vec<SessionUser>, u64);
+    session_erase(product: &str, tag: &str, digest: &[u8]) -> Option<(String, u64)>;
+    session_revocations(after: u64) -> Vec<Revocation>;
 }
 
 /// What is said to somebody who wants to go on with an erased entry.

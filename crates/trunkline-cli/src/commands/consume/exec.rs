@@ -84,6 +84,8 @@ impl Exec {
             .env("TRUNKLINE_GROUP", &*context.group)
             .env("TRUNKLINE_ATTEMPT", context.attempt.to_string())
             .env("TRUNKLINE_PRODUCED_AT", context.produced_at.to_string())
+            // The consumer's own token is none of its children's.
+            .env_remove("TRUNKLINE_SESSION")
             .env("TRUNKLINE_HEADERS", serde_json::to_string(&context.headers).unwrap_or_default());
         // No variable can hold a zero byte.
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");

@@ -2,8 +2,10 @@
 
 use base64::Engine as _;
 use serde::Serialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use trunkline::message::Millis;
+use trunkline::sessions::SessionContext;
 use trunkline::{Context, Event, Headers, MessageId, Result};
 
 use crate::output;
@@ -19,11 +21,29 @@ struct Shown<'a> {
     attempt: u32,
     key: Option<String>,
     headers: &'a Headers,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<Session>,
     produced_at: Millis,
     /// `text` or `base64`, if the payload is not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     encoding: Option<&'static str>,
     message: Box<RawValue>,
+}
+
+/// Who it was produced for.
+#[derive(Debug, Serialize)]
+struct Session {
+    tag: String,
+    id: String,
+    identifier: String,
+    data: Value,
+}
+
+impl From<SessionContext> for Session {
+    fn from(context: SessionContext) -> Self {
+        let SessionContext { tag, id, identifier, data, .. } = context;
+        Session { tag, id, identifier, data }
+    }
 }
 
 /// Prints a message on one line.
@@ -54,6 +74,7 @@ fn shown<'a>(payload: &[u8], context: &'a Context) -> Shown<'a> {
         attempt: context.attempt,
         key: context.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned()),
         headers: &context.headers,
+        session: context.session().map(Session::from),
         produced_at: context.produced_at,
         encoding,
         message,

@@ -56,6 +56,9 @@ fn print(entry: &LotEntry) -> Result<()> {
     ];
     fields.retain(|(_, value)| !value.is_empty());
     Table::fields(fields).print()?;
+    if entry.is_erased() {
+        return output::line("\nerased: headers and payload cannot be read any more");
+    }
     record::print_headers(&message.headers)?;
     output::line("\npayload:")?;
     output::line(record::payload(&message.payload))

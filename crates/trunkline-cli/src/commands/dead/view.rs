@@ -20,7 +20,7 @@ pub fn json_of(entry: &LotEntry, with_payload: bool) -> Value {
         "topicTag": event.topic(),
         "group": &*entry.group,
         "key": message.key.clone().map(Text),
-        "headers": message.headers,
+        "headers": if entry.is_erased() { json!({}) } else { json!(message.headers) },
         "size": message.payload.len(),
         "status": "dead",
         "reason": entry.reason,
@@ -29,7 +29,9 @@ pub fn json_of(entry: &LotEntry, with_payload: bool) -> Value {
         "producedAt": Time(message.produced_at),
         "diedAt": entry.died_at.map(Time),
     });
-    if with_payload {
+    if entry.is_erased() {
+        view["erased"] = true.into();
+    } else if with_payload {
         view["payload"] = json!(Payload(message.payload.clone()));
     }
     view

@@ -34,7 +34,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
 }
 
 fn print(found: &Record) -> Result<()> {
-    let session = found.session.as_ref().map(|session| format!("{} {} ({})", session.tag, session.id, session.identifier));
+    let session = found.session.as_ref().map(|session| format!("{} {} ({})", session.tag, session.id, if found.erased { "erased" } else { &session.identifier }));
     let mut fields = vec![
         ("id", found.process_id.to_string()),
         ("event", format!("{} ({}, {}/{})", found.event, found.provider, found.product, found.env)),
@@ -53,6 +53,9 @@ fn print(found: &Record) -> Result<()> {
     let mut life = Table::new(["when", "who", "what", "took"]);
     record::life(found).into_iter().for_each(|step| life.row(step));
     life.print()?;
+    if found.erased {
+        return output::line("\nerased: headers and payload cannot be read any more");
+    }
     record::print_headers(&found.headers)?;
     output::line("\npayload:")?;
     match &found.payload {

@@ -32,7 +32,7 @@ struct Line {
 /// Produces every line.
 pub(super) async fn run(args: &Args, file: &str, ctx: &Ctx) -> Result<()> {
     let stop = ctx.stop().drains();
-    let env = ctx.env().await?;
+    let (env, session) = (ctx.env().await?, args.session.read()?);
     let (mut lines, size) = read(file, args.from_line)?;
     let mut account = Account::new(size);
     let mut pending = FuturesUnordered::new();
@@ -52,7 +52,7 @@ pub(super) async fn run(args: &Args, file: &str, ctx: &Ctx) -> Result<()> {
             }
             line = lines.recv(), if reading && pending.len() < most => match line {
                 None => reading = false,
-                Some(Line { number, end, text }) => match text.and_then(|text| args.message(&env, text)) {
+                Some(Line { number, end, text }) => match text.and_then(|text| args.message(&env, text, session.as_ref())) {
                     Ok(produce) => {
                         account.next = number + 1;
                         pending.push(async move { (number, end, produce.await) });

@@ -204,6 +204,7 @@ async fn members_age_and_leave() {
         in_flight: 0,
         route_epoch: 1,
         last_progress_at: None,
+        session: None,
         last_seen_at: 0,
     };
     store.members_report(&[member("a", "created", 1.0), member("b", "paid", f64::INFINITY)]).await.unwrap();
