@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::timing::Plan;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::inner::Inner;
 use crate::message::{MessageId, Millis, now_ms};
 use crate::produce::{ProduceOptions, Receipt};
@@ -35,6 +35,7 @@ pub(crate) async fn fire_schedules(inner: Weak<Inner>, end: CancellationToken, c
         let Some(strong) = inner.upgrade() else { return };
         let wait = match strong.fire_due().await {
             Ok(wait) => wait,
+            Err(error) if error.code() == Code::Closed => LOOK,
             Err(error) => {
                 tracing::warn!(%error, "due schedules cannot be looked up");
                 LOOK
@@ -52,6 +53,7 @@ pub(crate) async fn fire_schedules(inner: Weak<Inner>, end: CancellationToken, c
 impl Inner {
     /// Fires what is due; how long until the next look.
     async fn fire_due(self: &Arc<Self>) -> Result<Duration> {
+        self.check_open()?;
         let due = self.store.schedule_claim(64, &self.process, CLAIM).await?;
         if due.is_empty() {
             let next = self.store.schedule_next().await?;
@@ -79,6 +81,8 @@ impl Inner {
                 }
                 match self.produce_due(&record, due).await {
                     Ok(receipt) => ScheduleSettle::Fired { id: receipt.process_id, next_at: plan.follow(due, record.fired + 1) },
+                    // Whoever is open goes on with it at once.
+                    Err(_) if self.check_open().is_err() => ScheduleSettle::Release,
                     Err(error) => failed(&record, &error, plan.next_after(due), now_ms(), missed > 0),
                 }
             }

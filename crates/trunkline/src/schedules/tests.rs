@@ -132,7 +132,9 @@ async fn a_schedule_is_paused_resumed_and_cancelled() {
     let all = ScheduleQuery { all: true, event: Some(EVENT.into()), ..Default::default() };
     assert_eq!(env.schedules(&all).await.expect("list").total, 1);
     let unknown = MessageId::now().to_string();
-    for error in [env.pause_schedule(&unknown).await, env.cancel_schedule("x").await, trunkline.env("shop", "dev").cancel_schedule(&id).await] {
+    for error in
+        [env.pause_schedule(&unknown).await, env.cancel_schedule("x").await, trunkline.env("shop", "dev").cancel_schedule(&id).await]
+    {
         assert_eq!(error.expect_err("unknown").code(), Code::ScheduleNotFound);
     }
     assert_eq!(env.schedule("x").await.expect("fetch"), None);

@@ -228,6 +228,10 @@ fn settle(db: &Db, id: MessageId, owner: &str, settle: &ScheduleSettle) -> Resul
              WHERE id = ?1 AND owner = ?2",
             params![id, owner, error, int(*retry_at), wall],
         ),
+        ScheduleSettle::Release => {
+            let sql = "UPDATE schedule SET owner = NULL, until = 0, firing_at = NULL WHERE id = ?1 AND owner = ?2";
+            db.run(doing, sql, params![id, owner])
+        }
     };
     rows.map(|rows| rows == 1)
 }
