@@ -27,8 +27,8 @@ use serde::Serialize;
 
 use crate::catalog::CacheDoc;
 use crate::error::{Error, Result};
-use crate::store::cache::CacheValue;
 use crate::store::Scope;
+use crate::store::cache::CacheValue;
 use crate::trunkline::Trunkline;
 
 /// The most entries of one page.

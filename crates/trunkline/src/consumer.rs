@@ -501,8 +501,14 @@ impl Env {
                     }
                     // Derived, so that a copy made twice is recognised.
                     let id = MessageId::derived(entry.message.id.millis(), &[entry.message.id.as_bytes(), entry.group.as_bytes(), b"dead"]);
-                    let options =
-                        ProduceOptions { key: entry.message.key, headers, id: Some(id), trusted: true, admitted: true, ..Default::default() };
+                    let options = ProduceOptions {
+                        key: entry.message.key,
+                        headers,
+                        id: Some(id),
+                        trusted: true,
+                        admitted: true,
+                        ..Default::default()
+                    };
                     let route = route.clone();
                     async move { produce(&route, entry.message.payload, options).await }
                 });

@@ -358,6 +358,7 @@ mod tests {
             role: MemberRole::Consumer,
             address: crate::store::Address { product: "p".into(), env: "e".into(), event: "b:t".parse().expect("an event") },
             group: Some("billing".into()),
+            session: None,
             host: "h".into(),
             pid: 1,
             sdk: "rust".into(),

@@ -176,7 +176,7 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
         window: window.unwrap_or(WINDOW),
     };
     let scope = Some(store.scope());
-    let claimed = match ours(claim_key(store.as_ref(), claim, times.deadline).await?)? {
+    let claimed = match ours(&claim_key(store.as_ref(), claim, times.deadline).await?)? {
         Ok(id) => id,
         Err(known) => return Ok(Receipt { duplicate: Some(true), scope, ..Receipt::of(known) }),
     };
@@ -199,13 +199,13 @@ pub(crate) async fn produce(route: &Arc<Route>, payload: Bytes, options: Produce
 }
 
 /// The id to send with, or (`Err`) that of the message that was sent under the same key.
-fn ours(claimed: Claimed) -> Result<Result<MessageId, MessageId>> {
+fn ours(claimed: &Claimed) -> Result<Result<MessageId, MessageId>> {
     match claimed {
-        Claimed::Ours(id) => Ok(Ok(id)),
-        Claimed::Sent { id, .. } => Ok(Err(id)),
+        Claimed::Ours(id) => Ok(Ok(*id)),
+        Claimed::Sent { id, .. } => Ok(Err(*id)),
         Claimed::InProgress { until } => {
             Err(Error::new(Code::IdempotencyInProgress, "the first publish with this idempotency key is still under way")
-                .detail("until", until)
+                .detail("until", *until)
                 .next("try again with the same key"))
         }
         Claimed::Conflict => Err(Error::new(Code::IdempotencyConflict, "this idempotency key came with another payload before")

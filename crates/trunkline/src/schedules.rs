@@ -43,8 +43,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 
-pub use self::timing::Timing;
 use self::timing::Plan;
+pub use self::timing::Timing;
 use crate::cache::offset;
 use crate::error::{Code, Error, Result};
 use crate::event::Event;

@@ -166,7 +166,9 @@ pub(crate) fn refusal(event: &Event, problems: &[Problem]) -> Error {
         .detail("pointer", pointer)
         .detail("problems", json!(problems))
         .detail("ambiguous", false)
-        .next(format!("see the schema with `trunkline topics show {event}`, or let it pass with `trunkline topics update {event} --validate warn`"))
+        .next(format!(
+            "see the schema with `trunkline topics show {event}`, or let it pass with `trunkline topics update {event} --validate warn`"
+        ))
 }
 
 #[cfg(test)]
@@ -207,10 +209,13 @@ mod tests {
 
     #[test]
     fn a_schema_is_checked_and_nothing_is_fetched() {
-        for schema in [json!({ "type": "objekt" }), json!({ "$ref": "http://127.0.0.1:1/schema.json" }), json!({ "$ref": "file:///etc/passwd" })] {
+        for schema in
+            [json!({ "type": "objekt" }), json!({ "$ref": "http://127.0.0.1:1/schema.json" }), json!({ "$ref": "file:///etc/passwd" })]
+        {
             let error = check("schema", &schema).expect_err("refused");
             assert_eq!((error.code(), error.detail_str("field")), (Code::InputInvalid, Some("schema")), "{schema}");
         }
-        check("schema", &json!({ "$defs": { "id": { "type": "string" } }, "properties": { "id": { "$ref": "#/$defs/id" } } })).expect("its own");
+        check("schema", &json!({ "$defs": { "id": { "type": "string" } }, "properties": { "id": { "$ref": "#/$defs/id" } } }))
+            .expect("its own");
     }
 }

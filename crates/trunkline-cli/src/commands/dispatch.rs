@@ -96,7 +96,8 @@ impl Args {
                 Some("endDate") => "until",
                 _ => return error,
             };
-            Error::input(flag, format!("`--{flag}` is no time")).next("write it like 2026-11-22T09:00:00Z, 2026-11-22T09:00:00 with --tz, or 10m")
+            Error::input(flag, format!("`--{flag}` is no time"))
+                .next("write it like 2026-11-22T09:00:00Z, 2026-11-22T09:00:00 with --tz, or 10m")
         })
     }
 }

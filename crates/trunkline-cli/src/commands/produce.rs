@@ -110,7 +110,8 @@ fn validate(env: &Env, event: &str, payload: &[u8], ctx: &Ctx) -> Result<()> {
     if validation.valid {
         return ctx.done(&validation, "the payload fits; nothing was sent");
     }
-    let problem = |problem: &Problem| format!("{}: {}", if problem.pointer.is_empty() { "the payload" } else { &problem.pointer }, problem.message);
+    let problem =
+        |problem: &Problem| format!("{}: {}", if problem.pointer.is_empty() { "the payload" } else { &problem.pointer }, problem.message);
     let said = validation.problems.iter().map(problem).collect::<Vec<_>>().join("; ");
     let pointer = validation.problems.first().map(|first| first.pointer.clone()).unwrap_or_default();
     Err(Error::new(Code::PayloadInvalid, format!("the payload does not fit the schema of topic '{event}': {said}"))

@@ -10,7 +10,7 @@ use crate::{Code, Env, Receipt};
 const EVENT: &str = "quotes:asked";
 
 struct Bed {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     trunkline: Trunkline,
     shop: Env,
 }
@@ -19,12 +19,13 @@ async fn bed() -> Bed {
     let dir = tempfile::tempdir().expect("a directory");
     let trunkline = Trunkline::open(&dir.path().join("data").display().to_string()).await.expect("open");
     let catalog = trunkline.catalog();
-    let broker = json!({ "name": "Q", "tag": "quotes", "envs": [{ "slug": "prd", "type": "EMBEDDED" }, { "slug": "dev", "type": "EMBEDDED" }] });
+    let broker =
+        json!({ "name": "Q", "tag": "quotes", "envs": [{ "slug": "prd", "type": "EMBEDDED" }, { "slug": "dev", "type": "EMBEDDED" }] });
     catalog.create_broker(Some("shop"), broker).await.expect("broker");
     catalog.create_topic(Some("shop"), json!({ "name": "A", "tag": EVENT })).await.expect("topic");
     catalog.create_cache(Some("shop"), json!({ "tag": "recent", "expiry": "1h" })).await.expect("cache");
     let shop = trunkline.env("shop", "prd");
-    Bed { _dir: dir, trunkline, shop }
+    Bed { dir, trunkline, shop }
 }
 
 impl Bed {
@@ -90,6 +91,18 @@ async fn cleared_shortened_and_deleted_caches_know_nothing() {
     bed.trunkline.delete_cache("shop", "recent").await.expect("delete");
     assert_eq!(bed.ask("{}").await.expect_err("gone").code(), Code::CacheNotFound);
     assert_eq!(bed.trunkline.cache_values("shop", "recent", 0, 20).await.expect_err("page").detail_str("field"), Some("page"));
+}
+
+#[tokio::test]
+async fn a_store_that_is_down_is_a_miss() {
+    let bed = bed().await;
+    bed.ask("{}").await.expect("first");
+    let file = bed.dir.path().join("data").join("state.db");
+    rusqlite::Connection::open(file).expect("open").execute_batch("DROP TABLE cache_value").expect("no values to be had");
+    for _ in 0..2 {
+        assert_eq!(bed.ask("{}").await.expect("sent all the same").cached, Some(false));
+    }
+    assert_eq!(bed.depth().await, 3);
 }
 
 #[tokio::test]

@@ -155,7 +155,10 @@ impl Catalog {
                 }
             }
             if doc == **old {
-                return Ok((TopicUpdate { topic: old.clone(), renamed, breaking: Vec::new(), affected: Vec::new(), changed: false }, Vec::new()));
+                return Ok((
+                    TopicUpdate { topic: old.clone(), renamed, breaking: Vec::new(), affected: Vec::new(), changed: false },
+                    Vec::new(),
+                ));
             }
             doc.updated_at = now;
             let doc = Arc::new(doc);

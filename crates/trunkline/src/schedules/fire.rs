@@ -4,11 +4,11 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::timing::Plan;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::inner::Inner;
 use crate::message::{MessageId, Millis, now_ms};
 use crate::produce::{ProduceOptions, Receipt};
@@ -17,6 +17,10 @@ use crate::trunkline::Env;
 
 /// Schedules of other processes are seen within this.
 const LOOK: Duration = Duration::from_secs(1);
+/// So many firings may be under way in this process.
+const AT_ONCE: usize = 64;
+/// The pause after a look that found nothing to claim although something is due.
+const AGAIN: Duration = Duration::from_millis(20);
 /// A claimed firing that is not noted within this is claimed again; longer than a produce takes.
 const CLAIM: Duration = Duration::from_secs(45);
 /// The first and the longest pause before a failed firing is tried again (ms).
@@ -31,10 +35,12 @@ pub(crate) fn message_id(schedule: MessageId, due: Millis) -> MessageId {
 
 /// Fires schedules when they are due, whatever process dispatched them, for as long as the instance is open.
 pub(crate) async fn fire_schedules(inner: Weak<Inner>, end: CancellationToken, changed: Arc<Notify>) {
+    let room = Arc::new(Semaphore::new(AT_ONCE));
     loop {
         let Some(strong) = inner.upgrade() else { return };
-        let wait = match strong.fire_due().await {
+        let wait = match strong.fire_due(&room).await {
             Ok(wait) => wait,
+            Err(error) if error.code() == Code::Closed => LOOK,
             Err(error) => {
                 tracing::warn!(%error, "due schedules cannot be looked up");
                 LOOK
@@ -50,16 +56,33 @@ pub(crate) async fn fire_schedules(inner: Weak<Inner>, end: CancellationToken, c
 }
 
 impl Inner {
-    /// Fires what is due; how long until the next look.
-    async fn fire_due(self: &Arc<Self>) -> Result<Duration> {
-        let due = self.store.schedule_claim(64, &self.process, CLAIM).await?;
-        if due.is_empty() {
-            let next = self.store.schedule_next().await?;
-            let wait = next.map_or(LOOK, |at| Duration::from_millis(at.saturating_sub(now_ms()).max(1)));
+    /// Starts firing what is due; how long until the next look. A firing that takes long, because its broker is away, holds up no
+    /// other.
+    async fn fire_due(self: &Arc<Self>, room: &Arc<Semaphore>) -> Result<Duration> {
+        self.check_open()?;
+        // A look costs a read; only what is due is claimed.
+        let next = self.store.schedule_next().await?;
+        let wait = next.map_or(LOOK, |at| Duration::from_millis(at.saturating_sub(now_ms())));
+        if !wait.is_zero() {
             return Ok(wait.min(LOOK));
         }
-        let fired = futures_util::future::join_all(due.into_iter().map(|(record, taken_over)| self.fire(record, taken_over))).await;
-        fired.into_iter().collect::<Result<Vec<()>>>()?;
+        let free = room.available_permits();
+        let due = if free > 0 { self.store.schedule_claim(free, &self.process, CLAIM).await? } else { Vec::new() };
+        if due.is_empty() {
+            // As much as may is being fired, another one was faster, or the store's wall clock is a little behind this host's.
+            return Ok(AGAIN);
+        }
+        for (record, taken_over) in due {
+            let (inner, place) = (self.clone(), room.clone().acquire_owned().await);
+            self.tasks.spawn(async move {
+                if let Err(error) = inner.fire(record, taken_over).await {
+                    tracing::warn!(%error, "a firing could not be noted; it is fired again, with the same id");
+                }
+                drop(place);
+                // It may be due again before the next look.
+                inner.scheduled.notify_one();
+            });
+        }
         Ok(Duration::ZERO)
     }
 
@@ -79,6 +102,8 @@ impl Inner {
                 }
                 match self.produce_due(&record, due).await {
                     Ok(receipt) => ScheduleSettle::Fired { id: receipt.process_id, next_at: plan.follow(due, record.fired + 1) },
+                    // Whoever is open goes on with it at once.
+                    Err(_) if self.check_open().is_err() => ScheduleSettle::Release,
                     Err(error) => failed(&record, &error, plan.next_after(due), now_ms(), missed > 0),
                 }
             }

@@ -104,9 +104,13 @@ async fn what_came_due_while_nobody_was_open_is_made_up_for_once() {
 async fn a_firing_that_fails_is_shown_and_goes_when_it_can() {
     let bed = Bed::new();
     let (trunkline, env) = bed.open().await;
-    let timing = Timing::at(now_ms() + 300);
-    let id = env.produce(EVENT, &payload()).dispatch(timing).await.expect("dispatch").schedule_id;
+    let far = env.produce(EVENT, &payload()).dispatch(Timing::at(now_ms() + 3_600_000)).await.expect("dispatch").schedule_id;
     trunkline.catalog().update_topic(Some("shop"), EVENT, json!({ "sample": { "kind": 1 } })).await.expect("update");
+    // One that comes due after the schema has changed.
+    let mut record = trunkline.store().schedule_get(far).await.expect("get").expect("there");
+    let (id, now) = (MessageId::now(), now_ms());
+    (record.id, record.timing, record.next_at) = (id, Timing::at(now).to_value(), Some(now));
+    trunkline.store().schedule_add(&record).await.expect("add");
     let failing = until(&env, id, |view| view.failures > 0).await;
     assert!(failing.error.as_deref().is_some_and(|error| error.starts_with("PAYLOAD_INVALID")), "{failing:?}");
     assert_eq!(env.schedules(&ScheduleQuery { failing: true, ..Default::default() }).await.expect("list").total, 1);
@@ -132,7 +136,9 @@ async fn a_schedule_is_paused_resumed_and_cancelled() {
     let all = ScheduleQuery { all: true, event: Some(EVENT.into()), ..Default::default() };
     assert_eq!(env.schedules(&all).await.expect("list").total, 1);
     let unknown = MessageId::now().to_string();
-    for error in [env.pause_schedule(&unknown).await, env.cancel_schedule("x").await, trunkline.env("shop", "dev").cancel_schedule(&id).await] {
+    for error in
+        [env.pause_schedule(&unknown).await, env.cancel_schedule("x").await, trunkline.env("shop", "dev").cancel_schedule(&id).await]
+    {
         assert_eq!(error.expect_err("unknown").code(), Code::ScheduleNotFound);
     }
     assert_eq!(env.schedule("x").await.expect("fetch"), None);

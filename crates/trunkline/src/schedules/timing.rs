@@ -164,7 +164,8 @@ fn instant(path: &str, value: &Value, zone: &TimeZone) -> Result<Millis> {
 fn zone(name: Option<&str>) -> Result<TimeZone> {
     let Some(name) = name else { return Ok(TimeZone::UTC) };
     TimeZone::get(name).map_err(|_| {
-        wrong("tz", format!("`tz`: '{name}' is no time zone that is known here")).next("use an IANA name like Europe/Berlin or America/New_York")
+        wrong("tz", format!("`tz`: '{name}' is no time zone that is known here"))
+            .next("use an IANA name like Europe/Berlin or America/New_York")
     })
 }
 
@@ -225,7 +226,8 @@ impl Plan {
                 Rhythm::Every { first, every: millis(every) }
             }
             (None, None) => Rhythm::Once(timing.start_at.ok_or_else(|| {
-                wrong("start_at", "a schedule needs `start_at`, `cron` or `every`").next("for one message after a while, produce it with a delay")
+                wrong("start_at", "a schedule needs `start_at`, `cron` or `every`")
+                    .next("for one message after a while, produce it with a delay")
             })?),
         };
         let plan = Plan { rhythm, start: timing.start_at, end: timing.end_date, limit: timing.limit };

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::Store;
-use super::datadir::{DataDir, URL_ENV};
+#[cfg(feature = "postgres")]
+use super::datadir::URL_ENV;
+use super::datadir::DataDir;
 use super::sqlite::SqliteStore;
 use crate::error::Result;
 use crate::secret::MasterKey;

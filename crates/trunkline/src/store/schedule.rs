@@ -116,6 +116,8 @@ pub enum ScheduleSettle {
         /// Not before this (wall time).
         retry_at: Millis,
     },
+    /// Given back as it was, for another to fire.
+    Release,
 }
 
 /// Which schedules. Empty fields match all.

@@ -322,21 +322,6 @@ forward_part!(ScheduleStore {
     schedule_next() -> Option<Millis>;
 });
 
-forward_sessions! {
-    session_keys() -> Vec<SessionKey>;
-    session_key_add(key: &SessionKey, retire: Option<Millis>) -> ();
-    subject_of(fresh: &Subject) -> Subject;
-    subject(id: &str) -> Option<Subject>;
-    subjects_with(product: &str, digest: &[u8]) -> Vec<String>;
-    session_start(session: &SessionRow, hash: &[u8; 32]) -> bool;
-    session_refresh(product: &str, tag: &str, hash: &[u8; 32], next: SessionRenewal) -> SessionRefreshed;
-    session_revoke(product: &str, tag: &str, which: SessionsOf) -> u64;
-    session_list(product: &str, tag: &str, digest: Option<&[u8]>, limit: u64, offset: u64) -> (Vec<SessionRow>, u64);
-    session_users(product: &str, tag: &str, limit: u64, offset: u64) -> (Vec<SessionUser>, u64);
-    session_erase(product: &str, tag: &str, digest: &[u8]) -> Option<(String, u64)>;
-    session_revocations(after: u64) -> Vec<Revocation>;
-}
-
 /// What is said to somebody who wants to go on with an erased entry.
 pub(crate) fn erased(id: MessageId) -> Error {
     Error::new(crate::Code::MessageNotFound, format!("message {id} belonged to a session's subject that was erased: its content is gone"))

@@ -35,6 +35,7 @@ pub async fn members_age_and_leave(bed: &dyn Bed) {
         role: MemberRole::Consumer,
         address: address(topic),
         group: Some("billing".to_owned()),
+        session: None,
         host: "h".to_owned(),
         pid: 1,
         sdk: "rust".to_owned(),

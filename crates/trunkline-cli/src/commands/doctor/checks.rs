@@ -162,7 +162,8 @@ async fn schedules(handle: &Env, broker: &BrokerView, env: &EnvView, area: &str,
     let own: Vec<_> = found.schedules.iter().filter(|schedule| schedule.event.broker() == broker.tag).collect();
     for schedule in own.iter().filter(|schedule| schedule.failures > 0) {
         let error = schedule.error.as_deref().unwrap_or_default();
-        let message = format!("schedule {} of {} cannot be fired ({} times): {error}", schedule.schedule_id, schedule.event, schedule.failures);
+        let message =
+            format!("schedule {} of {} cannot be fired ({} times): {error}", schedule.schedule_id, schedule.event, schedule.failures);
         let fix = Some(format!("trunkline schedules show {}", schedule.schedule_id));
         checks.push(Check { fix, ..warn(area, "schedules", since, message) });
     }

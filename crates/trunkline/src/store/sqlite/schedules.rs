@@ -62,8 +62,9 @@ impl ScheduleStore for SqliteStore {
 
     async fn schedule_next(&self) -> Result<Option<Millis>> {
         self.read(|db| {
-            let sql = "SELECT min(due_at) FROM schedule INDEXED BY schedule_due WHERE state = 'active' AND owner IS NULL";
-            Ok(db.first("look for the next schedule", sql, [], |row| row.get::<_, Option<i64>>(0))?.flatten().map(uint))
+            let sql = "SELECT due_at FROM schedule INDEXED BY schedule_due
+                WHERE state = 'active' AND due_at IS NOT NULL AND (owner IS NULL OR until <= ?1) ORDER BY due_at LIMIT 1";
+            Ok(db.first("look for the next schedule", sql, [db.now()], |row| row.get::<_, i64>(0))?.map(uint))
         })
         .await
     }
@@ -228,6 +229,10 @@ fn settle(db: &Db, id: MessageId, owner: &str, settle: &ScheduleSettle) -> Resul
              WHERE id = ?1 AND owner = ?2",
             params![id, owner, error, int(*retry_at), wall],
         ),
+        ScheduleSettle::Release => {
+            let sql = "UPDATE schedule SET owner = NULL, until = 0, firing_at = NULL WHERE id = ?1 AND owner = ?2";
+            db.run(doing, sql, params![id, owner])
+        }
     };
     rows.map(|rows| rows == 1)
 }

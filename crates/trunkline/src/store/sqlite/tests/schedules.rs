@@ -1,7 +1,5 @@
 use super::*;
-use crate::store::schedule::{
-    ScheduleFilter, ScheduleMessage, ScheduleRecord, ScheduleSettle, ScheduleState, ScheduleStore,
-};
+use crate::store::schedule::{ScheduleFilter, ScheduleMessage, ScheduleRecord, ScheduleSettle, ScheduleState, ScheduleStore};
 
 fn schedule(n: u64) -> ScheduleRecord {
     ScheduleRecord {
@@ -85,6 +83,8 @@ async fn a_failed_firing_waits_and_is_shown() {
     let (shown, total) = store.schedules(&filter, 10, 0).await.unwrap();
     assert_eq!((shown[0].failures, shown[0].error.as_deref(), total), (1, Some("CONNECTION_FAILED: no"), 1));
     bed.pass(1_000);
+    store.schedule_claim(10, "a", LEASE).await.unwrap();
+    assert!(store.schedule_settle(one.id, "a", ScheduleSettle::Release).await.unwrap());
     let (again, _) = store.schedule_claim(10, "b", LEASE).await.unwrap().remove(0);
     assert_eq!(again.firing_at, Some(START + 60_000));
 }
