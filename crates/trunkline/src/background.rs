@@ -25,7 +25,9 @@ use crate::produce::{ProduceOptions, produce};
 use crate::route::Route;
 use crate::store::{LotEntry, LotSettle, Member, MemberRole};
 
-/// Changes by other processes are seen within this.
+/// Changes by other processes are seen within this: a revoked key opens nothing after a second.
+const LEARN: Duration = Duration::from_millis(500);
+/// How often everything else is looked after.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often live producers and consumers report.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -54,8 +56,8 @@ impl Inner {
                 }
             });
         };
-        each(LOOK, |inner| Box::pin(async move { inner.follow_catalogue().await }));
-        each(LOOK, |inner| Box::pin(async move { inner.follow_connections().await }));
+        each(LEARN, |inner| Box::pin(async move { inner.follow_catalogue().await }));
+        each(LEARN, |inner| Box::pin(async move { inner.follow_connections().await }));
         each(LOOK, |inner| Box::pin(async move { inner.tend_moves().await }));
         each(HEARTBEAT, |inner| Box::pin(async move { inner.heartbeat().await }));
         each(SWEEP, |inner| Box::pin(async move { inner.sweep().await }));
