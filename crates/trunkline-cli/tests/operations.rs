@@ -122,8 +122,7 @@ fn the_dashboard_shows_what_needs_attention() {
     assert_eq!(board["topics"][0]["event"], EVENT);
     assert_eq!((&board["brokers"][0]["tag"], &board["brokers"][0]["reachable"]), (&"order-events".into(), &true.into()));
     assert_eq!(board["failures"][0]["count"], 1, "{board}");
-    let matters: Vec<&str> =
-        board["attention"].as_array().expect("a list").iter().filter_map(|one| one["matter"].as_str()).collect();
+    let matters: Vec<&str> = board["attention"].as_array().expect("a list").iter().filter_map(|one| one["matter"].as_str()).collect();
     assert!(matters.contains(&"dead_letters_growing") && matters.contains(&"no_consumer"), "{matters:?}");
     let series = board["series"].as_array().expect("a series");
     assert_eq!(series.iter().filter_map(|bucket| bucket["produced"].as_u64()).sum::<u64>(), 2);

@@ -27,7 +27,9 @@ use crate::route::Route;
 use crate::schedules::fire::fire_schedules;
 use crate::store::{LotEntry, LotSettle, Member, MemberRole};
 
-/// Changes by other processes are seen within this.
+/// Changes by other processes are seen within this: a revoked key opens nothing after a second.
+const LEARN: Duration = Duration::from_millis(500);
+/// How often everything else is looked after.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often live producers and consumers report.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -57,7 +59,7 @@ impl Inner {
             });
         };
         self.tasks.spawn(follow_catalog(Arc::downgrade(self), self.end.clone()));
-        each(LOOK, |inner| Box::pin(async move { inner.follow_connections().await }));
+        each(LEARN, |inner| Box::pin(async move { inner.follow_connections().await }));
         each(LOOK, |inner| Box::pin(async move { inner.tend_moves().await }));
         each(LOOK, |inner| Box::pin(async move { inner.sessions.tend().await }));
         each(HEARTBEAT, |inner| Box::pin(async move { inner.heartbeat().await }));
@@ -222,12 +224,12 @@ impl Inner {
     }
 }
 
-/// Takes over what other processes change in the catalogue: when the store says so, and by a look once a second in any case.
+/// Takes over what other processes change in the catalogue: when the store says so, and by a look twice a second in any case.
 async fn follow_catalog(inner: Weak<Inner>, end: CancellationToken) {
     loop {
         let Some(store) = inner.upgrade().map(|inner| inner.store.clone()) else { return };
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(LEARN) => {}
             () = store.catalog_changed() => {}
             () = end.cancelled() => return,
         }

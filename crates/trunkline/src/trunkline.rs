@@ -69,13 +69,13 @@ impl Trunkline {
         &self.0.catalog
     }
 
-    /// The store.
+    /// The store itself: no permission is asked for there, and nothing is audited.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.0.store
     }
 
-    /// The history.
+    /// The history itself: no permission is asked for there, and nothing is audited.
     ///
     /// # Errors
     /// `STORE_FAILED` if this process keeps none, because it could not be opened.

@@ -134,7 +134,7 @@ async fn a_revoked_or_expired_key_stops_a_running_process() {
     let past = bed.first.keys().create(Role::Consumer, Some(now - 1), None).await.unwrap_err();
     assert_eq!((past.code(), past.detail_str("field")), (Code::InputInvalid, Some("expiresAt")));
     let (producer, consumer) = (bed.key(Role::Producer).await, bed.key(Role::Consumer).await);
-    let brief = bed.first.keys().create(Role::Producer, Some(now + 3_000), None).await.unwrap();
+    let brief = bed.first.keys().create(Role::Producer, Some(now + 8_000), None).await.unwrap();
     let (a, b, c) = (bed.open(&producer).await.unwrap(), bed.open(&consumer).await.unwrap(), bed.open(&brief).await.unwrap());
     let env = a.env("shop", "prd");
     env.produce(EVENT, &json!({})).await.unwrap();
@@ -142,13 +142,13 @@ async fn a_revoked_or_expired_key_stops_a_running_process() {
     for key in [&producer, &consumer] {
         bed.first.keys().revoke(&key.key.id, false).await.unwrap();
     }
-    let within = Duration::from_secs(3);
+    let within = Duration::from_secs(5);
     until("the producer is refused", within, async || {
         env.produce(EVENT, &json!({})).await.is_err_and(|error| reason(&error) == (Code::AccessDenied, Some("key_revoked")))
     })
     .await;
     until("the consumer ends", within, async || running.state() == State::Closed).await;
-    until("the key expires", Duration::from_secs(8), async || {
+    until("the key expires", Duration::from_secs(20), async || {
         let sent = c.env("shop", "prd").produce(EVENT, &json!({})).await;
         sent.is_err_and(|error| reason(&error) == (Code::AccessDenied, Some("key_expired")))
     })

@@ -160,8 +160,8 @@ async fn another_master_key_is_followed_by_every_process() {
     }
     let late = Trunkline::open(&path).await.unwrap();
     late.env("shop", "prd").produce(EVENT, &json!({})).await.unwrap();
-    let rows = late.audit().list(&trunkline::audit::AuditFilter { call: Some("secrets.rekey".into()), ..Default::default() }, 10);
-    assert_eq!(rows.await.unwrap().len(), 2);
+    let filter = trunkline::audit::AuditFilter { call: Some("secrets.rekey".into()), ..Default::default() };
+    assert_eq!(late.audit().list(&filter, 10).await.unwrap().len(), 2);
     late.close(CLOSE).await;
     // The old key opens nothing any more.
     std::fs::write(format!("{path}/master.key"), before).unwrap();

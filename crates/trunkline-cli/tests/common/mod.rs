@@ -49,7 +49,13 @@ impl Dir {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("trunkline"));
-        command.args(args).current_dir(self.path()).env_remove("TRUNKLINE_URL").env_remove("TRUNKLINE_LOG").env_remove("TRUNKLINE_ACCESS_KEY").env("NO_COLOR", "1");
+        command
+            .args(args)
+            .current_dir(self.path())
+            .env_remove("TRUNKLINE_URL")
+            .env_remove("TRUNKLINE_LOG")
+            .env_remove("TRUNKLINE_ACCESS_KEY")
+            .env("NO_COLOR", "1");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

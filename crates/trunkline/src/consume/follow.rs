@@ -256,8 +256,14 @@ const SWITCHING: &str = "switching";
 fn of(states: &[State], whole: bool, shown: State) -> State {
     let find = |is: fn(&State) -> bool| states.iter().rev().copied().find(is);
     match () {
-        // Between two sides, on an ordered topic.
-        () if states.is_empty() => shown,
+        // Between two sides, on an ordered topic; or what was left cannot be opened anew.
+        () if states.is_empty() => {
+            if whole {
+                shown
+            } else {
+                State::Degraded(SWITCHING)
+            }
+        }
         () if states.iter().all(|state| *state == State::Closed) => State::Closed,
         () if !whole => State::Degraded(SWITCHING),
         () => {
@@ -307,5 +313,20 @@ async fn run(
         if moved && inner.check_open().is_ok() {
             whole = follow.adjust(&inner).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_of_the_sides_is_shown() {
+        let live = State::Live;
+        assert_eq!(of(&[], true, live), live, "between two sides");
+        assert_eq!(of(&[], false, live), State::Degraded(SWITCHING), "the only one is gone, and cannot be opened anew");
+        assert_eq!(of(&[live], false, live), State::Degraded(SWITCHING));
+        assert_eq!(of(&[live, State::Connecting], true, live), State::Connecting);
+        assert_eq!(of(&[State::Closed, State::Closed], false, live), State::Closed);
     }
 }

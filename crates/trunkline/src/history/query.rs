@@ -44,7 +44,8 @@ pub struct Query {
     pub identifier: Option<String>,
     /// The subjects that the identifier stands for: in records that are encrypted their ids are in its place.
     #[serde(skip)]
-    pub(crate) subjects: Vec<String>,
+    #[doc(hidden)]
+    pub subjects: Vec<String>,
     /// The producer's id.
     pub producer: Option<String>,
     /// A header, as `name=value`.
