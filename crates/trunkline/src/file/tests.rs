@@ -78,7 +78,10 @@ async fn a_plan_writes_nothing_and_an_apply_is_done_once() {
     let catalog = catalog().await;
     let read = file(FILE);
     let plan = read.plan(&catalog, None, false).await.expect("plan");
-    assert_eq!(actions(&plan), [("order-events", Create), ("order-events:created", Create), ("order-events:paid", Create), ("user", Create)]);
+    assert_eq!(
+        actions(&plan),
+        [("order-events", Create), ("order-events:created", Create), ("order-events:paid", Create), ("user", Create)]
+    );
     assert!(catalog.list_products().is_empty());
     assert_eq!(plan[0].after.as_ref().expect("after")["envs"][1]["config"]["password"], "***");
     assert!(!format!("{plan:?}").contains(SECRET));

@@ -5,7 +5,7 @@ use crate::message::MessageId;
 
 use super::block::{AT_FIXED, AT_IDS, Fault, Head, Read, id_at};
 use super::encode::{COLUMNS, Column, flag};
-use super::row::{HeadersOf, Kind, KeyOf, Place, Row};
+use super::row::{HeadersOf, KeyOf, Kind, Place, Row};
 use super::wire::Input;
 use crate::sessions::TAG;
 

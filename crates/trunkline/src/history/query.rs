@@ -239,7 +239,11 @@ impl Query {
 
     /// Whether a record with this identifier, or subject, is of the one asked for.
     fn is_of(&self, identifier: &str) -> bool {
-        if self.subjects.is_empty() { self.identifier.as_deref() == Some(identifier) } else { self.subjects.iter().any(|id| id == identifier) }
+        if self.subjects.is_empty() {
+            self.identifier.as_deref() == Some(identifier)
+        } else {
+            self.subjects.iter().any(|id| id == identifier)
+        }
     }
 
     /// Whether the message is one that was asked for.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::delivery::Position;
 use crate::message::{Headers, MessageId, Millis};
 
-use super::row::{HeadersOf, Kind, KeyOf, Row};
+use super::row::{HeadersOf, KeyOf, Kind, Row};
 use super::{SessionMark, Step};
 use crate::store::SessionRef;
 

@@ -11,10 +11,10 @@ use bytes::Bytes;
 
 use crate::delivery::{Deliveries, Delivery, EnvelopeId, Position, Token};
 use crate::error::{Code, Result};
+use crate::lot::ERASED;
 use crate::lot::topics::{TopicLot, entry, outgoing};
 use crate::message::{Headers, header};
 use crate::provider::{Outgoing, ReadFrom, Stored};
-use crate::lot::ERASED;
 use crate::store::{LotClaim, LotEntry, LotRecord, LotSettle, LotState};
 
 /// Marks what says that a letter is one no longer.

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -157,13 +157,15 @@ pub(crate) struct Vault {
     sealer: Arc<dyn Seal>,
     /// `None`: erased.
     keys: Mutex<LruCache<Box<str>, Option<Arc<SubjectKey>>>>,
+    /// Grows with each key that is let go of: what was read before that must not be kept after it.
+    forgotten: AtomicU64,
     /// Something of sessions was used in this process: from then on it has to hear of what is taken back.
     used: AtomicBool,
 }
 
 impl Vault {
     pub(crate) fn new(store: Arc<dyn Store>, sealer: Arc<dyn Seal>) -> Arc<Self> {
-        Arc::new(Vault { store, sealer, keys: Mutex::new(LruCache::new(KEPT)), used: AtomicBool::new(false) })
+        Arc::new(Vault { store, sealer, keys: Mutex::new(LruCache::new(KEPT)), forgotten: AtomicU64::new(0), used: AtomicBool::new(false) })
     }
 
     pub(super) fn is_used(&self) -> bool {
@@ -180,12 +182,21 @@ impl Vault {
         if let Some(known) = self.keys.lock().get(id) {
             return Ok(known.clone());
         }
+        let since = self.forgotten.load(Ordering::Acquire);
         let key = match self.store.subject(id).await?.filter(|subject| !subject.is_erased()) {
             Some(subject) => Some(Arc::new(self.read(&subject)?)),
             None => None,
         };
-        self.keys.lock().put(id.into(), key.clone());
+        self.keep(id, &key, since);
         Ok(key)
+    }
+
+    /// Keeps what was read, unless a key was destroyed since then: it may be this one.
+    fn keep(&self, id: &str, key: &Option<Arc<SubjectKey>>, since: u64) {
+        let mut keys = self.keys.lock();
+        if self.forgotten.load(Ordering::Acquire) == since {
+            keys.put(id.into(), key.clone());
+        }
     }
 
     fn read(&self, subject: &Subject) -> Result<SubjectKey> {
@@ -210,15 +221,18 @@ impl Vault {
             created_at: self.store.now(),
             id,
         };
+        let since = self.forgotten.load(Ordering::Acquire);
         let subject = self.store.subject_of(&fresh).await?;
         let key = Arc::new(self.read(&subject)?);
-        self.keys.lock().put(subject.id.into(), Some(key.clone()));
+        self.keep(&subject.id, &Some(key.clone()), since);
         Ok(key)
     }
 
     /// Lets go of a key that was destroyed.
     pub(super) fn forget(&self, id: &str) {
-        self.keys.lock().put(id.into(), None);
+        let mut keys = self.keys.lock();
+        self.forgotten.fetch_add(1, Ordering::Release);
+        keys.put(id.into(), None);
     }
 }
 

@@ -183,8 +183,14 @@ pub trait SessionStore: Send + Sync {
     async fn session_revoke(&self, product: &str, tag: &str, which: SessionsOf) -> Result<u64>;
 
     /// A page of the sessions whose token is good now, newest first, and how many there are.
-    async fn session_list(&self, product: &str, tag: &str, digest: Option<&[u8]>, limit: u64, offset: u64)
-    -> Result<(Vec<SessionRow>, u64)>;
+    async fn session_list(
+        &self,
+        product: &str,
+        tag: &str,
+        digest: Option<&[u8]>,
+        limit: u64,
+        offset: u64,
+    ) -> Result<(Vec<SessionRow>, u64)>;
 
     /// A page of the subjects of a tag, newest first, and how many there are.
     async fn session_users(&self, product: &str, tag: &str, limit: u64, offset: u64) -> Result<(Vec<SessionUser>, u64)>;

@@ -34,7 +34,10 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
 }
 
 fn print(found: &Record) -> Result<()> {
-    let session = found.session.as_ref().map(|session| format!("{} {} ({})", session.tag, session.id, if found.erased { "erased" } else { &session.identifier }));
+    let session = found
+        .session
+        .as_ref()
+        .map(|session| format!("{} {} ({})", session.tag, session.id, if found.erased { "erased" } else { &session.identifier }));
     let mut fields = vec![
         ("id", found.process_id.to_string()),
         ("event", format!("{} ({}, {}/{})", found.event, found.provider, found.product, found.env)),

@@ -31,6 +31,7 @@ pub async fn run(args: Args, ctx: &Ctx) -> Result<()> {
     }
     let erased = sessions.erase(&args.tag, &args.identifier).await?;
     let count = usize::try_from(erased.sessions).unwrap_or(usize::MAX);
-    let text = if erased.erased { format!("erased; {} ended", output::plural(count, "session")) } else { "there is nobody to erase".into() };
+    let text =
+        if erased.erased { format!("erased; {} ended", output::plural(count, "session")) } else { "there is nobody to erase".into() };
     ctx.done(&erased, text)
 }

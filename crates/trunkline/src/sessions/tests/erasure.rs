@@ -58,7 +58,8 @@ async fn send(bed: &Bed, session: &str, text: &str) -> Sent {
         .retry(Schedule::never())
         .await
         .expect("it starts");
-    let produce = |fail: bool| bed.env.produce(EVENT, &json!({ "text": text, "fail": fail })).header("x-text", text.to_owned()).session(session);
+    let produce =
+        |fail: bool| bed.env.produce(EVENT, &json!({ "text": text, "fail": fail })).header("x-text", text.to_owned()).session(session);
     let delivered = produce(false).idempotency_key("once").await.expect("sent").process_id;
     let dead = produce(true).await.expect("sent").process_id;
     let delayed = produce(false).delay(Duration::from_secs(3_600)).await.expect("put").process_id;
@@ -88,7 +89,7 @@ async fn all_that_is_read(bed: &Bed) -> String {
             text += &format!("{} {}", String::from_utf8_lossy(&entry.message.payload), json!(entry.message.headers));
         }
     }
-    for (entry, _) in bed.env.dead_letters(&DeadFilter::default(), 1, 100).await.iter().flat_map(|(all, n)| all.iter().zip(Some(n))) {
+    for entry in bed.env.dead_letters(&DeadFilter::default(), 1, 100).await.expect("a list").0 {
         text += &String::from_utf8_lossy(&entry.message.payload);
     }
     text
@@ -122,7 +123,16 @@ async fn what_was_erased_cannot_be_read_by_anybody() {
     bed.trunkline.flush().await.expect("written");
     // The other process has read it, and with it the key.
     assert!(json!(elsewhere.message(sent.delivered).await.expect("read")).to_string().contains(CANARY));
-    let keys: Vec<String> = bed.trunkline.store().session_users("shop", "user", 10, 0).await.expect("users").0.into_iter().map(|user| user.subject.key).collect();
+    let keys: Vec<String> = bed
+        .trunkline
+        .store()
+        .session_users("shop", "user", 10, 0)
+        .await
+        .expect("users")
+        .0
+        .into_iter()
+        .map(|user| user.subject.key)
+        .collect();
 
     let erased = bed.sessions.erase("user", CANARY).await.expect("erased");
     assert_eq!((erased.erased, erased.sessions), (true, 1));
@@ -211,7 +221,10 @@ async fn letters_of_a_session_are_edited_and_handed_over_in_plain() {
     let ann = bed.start(CANARY).await;
     let sent = send(&bed, &ann.token, CANARY).await;
     let filter = DeadFilter { ids: vec![sent.dead], ..DeadFilter::default() };
-    assert_eq!(bed.env.edit_dead_letter(sent.dead, None, Some(json!({ "text": "edited" }).to_string().into()), None).await.expect("edited"), 1);
+    assert_eq!(
+        bed.env.edit_dead_letter(sent.dead, None, Some(json!({ "text": "edited" }).to_string().into()), None).await.expect("edited"),
+        1
+    );
     let letter = bed.env.dead_letter(sent.dead).await.expect("found").remove(0);
     assert_eq!((letter.message.payload, letter.message.headers.get_str("x-text")), (r#"{"text":"edited"}"#.into(), Some(CANARY)));
     let what = Reprocess { filter, payload: Some(json!({ "text": "once more" })), ..Reprocess::default() };

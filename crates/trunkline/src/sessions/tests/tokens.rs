@@ -102,7 +102,8 @@ async fn what_a_token_says_has_to_be_right_even_if_it_is_signed() {
     let unsigned = |token: String| format!("{}.", token.rsplit_once('.').expect("parts").0);
     for algorithm in ["none", "None", "HS384", "HS512", "RS256", "ES256", "EdDSA", "hs256", ""] {
         let header = with(&header, "alg", json!(algorithm));
-        for token in [forge(&header, &good, &secret, false), forge(&header, &good, &secret, true), unsigned(forge(&header, &good, &secret, false))]
+        for token in
+            [forge(&header, &good, &secret, false), forge(&header, &good, &secret, true), unsigned(forge(&header, &good, &secret, false))]
         {
             is_invalid(bed.refused(&format!("user:{token}")).await.as_ref(), algorithm);
         }
@@ -146,7 +147,10 @@ async fn a_session_is_named_in_any_spelling_and_in_no_other() {
     for bad in &bad {
         is_invalid(bed.refused(bad).await.as_ref(), bad);
     }
-    is_invalid(bed.env.produce(EVENT, &json!({})).session(crate::Session::new("admin", token.as_str())).await.err().as_ref(), "another tag");
+    is_invalid(
+        bed.env.produce(EVENT, &json!({})).session(crate::Session::new("admin", token.as_str())).await.err().as_ref(),
+        "another tag",
+    );
     assert_eq!(bed.sent().await, 5);
     // The order of checks: what is wrong with the topic comes before the session, and the payload after it.
     let unknown = bed.env.produce("orders:lost", &json!({})).session("user:x").await.expect_err("refused");

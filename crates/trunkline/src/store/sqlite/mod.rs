@@ -117,7 +117,13 @@ impl SqliteStore {
             }
             drop((writer, end));
         })?;
-        Ok(SqliteStore { path, clock, busy_timeout, queues: Mutex::new(Some(Queues { write, read })), ended: tokio::sync::Mutex::new(Some(ended)) })
+        Ok(SqliteStore {
+            path,
+            clock,
+            busy_timeout,
+            queues: Mutex::new(Some(Queues { write, read })),
+            ended: tokio::sync::Mutex::new(Some(ended)),
+        })
     }
 
     /// Runs `work` in the next write transaction; it is durable when this returns. It may run twice, see [`writer`].
