@@ -187,7 +187,7 @@ fn no_credential_is_written_anywhere() {
 
     // A key that is wrong, or stands where an id should, is not repeated either.
     let wrong = format!("tl_0123456789abcdef_{}", hunt.canary("wrongkey"));
-    let right = hunt.key.replace(wrong.clone());
+    let right = hunt.key.replace(wrong);
     assert_ne!(hunt.run(&["keys", "list"], "").code, 0);
     hunt.key = right;
     assert_ne!(hunt.run(&["products", "show", "nothing"], "").code, 0);
