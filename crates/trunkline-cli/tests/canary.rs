@@ -176,7 +176,8 @@ fn no_credential_is_written_anywhere() {
         &["secrets", "rekey", "--output", "json"],
         &["secrets", "delete", "FILED", "--all-products"],
     ] {
-        hunt.run(args, "");
+        let ended = hunt.run(args, "");
+        assert!(ended.code == 0 || args[0] == "doctor", "{args:?}: {}", ended.err);
     }
     assert_ne!(hunt.run(&["produce", EVENT, "{}"], "").code, 0, "its secret is gone");
     assert!(hunt.search_files(&hunt.dir.path().join(".trunkline")) > 5, "the data directory, and its log of changes");
@@ -186,7 +187,7 @@ fn no_credential_is_written_anywhere() {
 
     // A key that is wrong, or stands where an id should, is not repeated either.
     let wrong = format!("tl_0123456789abcdef_{}", hunt.canary("wrongkey"));
-    let right = hunt.key.replace(wrong.clone());
+    let right = hunt.key.replace(wrong);
     assert_ne!(hunt.run(&["keys", "list"], "").code, 0);
     hunt.key = right;
     assert_ne!(hunt.run(&["products", "show", "nothing"], "").code, 0);

@@ -128,7 +128,7 @@ fn the_dashboard_shows_what_needs_attention() {
     assert_eq!(series.iter().filter_map(|bucket| bucket["produced"].as_u64()).sum::<u64>(), 2);
     assert!(series.last().is_some_and(|bucket| bucket["filling"] == true));
     let page = dir.ok(&["dashboard"]);
-    assert!(page.contains("died lately") && page.contains("reachable"), "{page}");
+    assert!(page.contains("died lately") && page.contains("REACHABLE"), "{page}");
 
     let dead = dir.json(&["events", "list", "--status", "dead"]);
     assert_eq!((&dead["total"], &dead["hasMore"]), (&1.into(), &false.into()), "{dead}");

@@ -208,7 +208,7 @@ impl Env {
         let mut found = Vec::new();
         for topic in &recent.topics {
             for group in topic.groups.iter().filter(|group| group.counters.dead > 0) {
-                let message = format!("{} messages of group {} died lately", group.counters.dead, group.group);
+                let message = format!("{} of group {} died lately", messages(group.counters.dead), group.group);
                 let next = format!("trunkline dead groups --event {} --group {}", topic.event, group.group);
                 let one = Attention::new(Severity::Warning, Matter::DeadLettersGrowing, message, next);
                 found.push(one.at(&topic.event, Some(&group.group)));
@@ -262,7 +262,7 @@ impl Looked {
         found.extend(groups.iter().flat_map(|group| idle(event, group)));
         let LotCounts { failing, dead, .. } = self.delayed;
         if failing + dead > 0 {
-            let message = format!("{failing} delayed publishes fail and are tried again, {dead} were given up");
+            let message = format!("delayed publishes: {failing} failed and tried again, {dead} given up");
             let next = format!("trunkline dead list --event {event} --error publish_failed");
             found.push(Attention::new(Severity::Warning, Matter::PublishesFailing, message, next).at(event, None));
         }
@@ -284,10 +284,10 @@ fn unhandled(event: &str, group: &GroupStatus) -> Option<Attention> {
     let overdue = group.next_due.is_some_and(|due| due + millis(OVERDUE) < now_ms());
     let next = format!("trunkline consume {event} --group {}", group.name);
     let one = if group.waiting > 0 && overdue {
-        let message = format!("{} messages of group {} are due, and no consumer of it lives", group.waiting, group.name);
+        let message = format!("no consumer of group {} lives, with {} overdue", group.name, messages(group.waiting));
         Attention::new(Severity::Error, Matter::WaitingOverdue, message, next)
     } else if group.ready > 0 {
-        let message = format!("{} messages lie before group {}, and no consumer of it lives", group.ready, group.name);
+        let message = format!("no consumer of group {} lives, with {} before it", group.name, messages(group.ready));
         Attention::new(Severity::Warning, Matter::NoConsumer, message, next)
     } else {
         return None;
@@ -318,6 +318,11 @@ fn degraded(members: &[Member]) -> impl Iterator<Item = Attention> {
     })
 }
 
+/// `1 message`, `2 messages`.
+fn messages(n: u64) -> String {
+    if n == 1 { "1 message".to_owned() } else { format!("{n} messages") }
+}
+
 fn word(role: MemberRole) -> &'static str {
     match role {
         MemberRole::Producer => "producer",
@@ -327,7 +332,7 @@ fn word(role: MemberRole) -> &'static str {
 
 fn missing(stats: &Figures) -> impl Iterator<Item = Attention> {
     stats.gaps.iter().map(|gap| {
-        let message = format!("{} records of the history are missing ({})", gap.count, gap.reason);
+        let message = format!("records missing in the history: {} ({})", gap.count, gap.reason);
         Attention::new(Severity::Warning, Matter::HistoryGap, message, "look at the space and the health of the history's disk")
     })
 }

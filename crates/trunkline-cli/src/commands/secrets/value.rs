@@ -11,7 +11,7 @@ const MOST: u64 = 1024 * 1024;
 
 /// Where the value comes from.
 #[derive(Debug, clap::Args)]
-#[group(multiple = false)]
+#[group(id = "value-from", multiple = false)]
 pub(super) struct Args {
     /// Takes the value from a file
     #[arg(long, value_name = "FILE")]
