@@ -43,8 +43,9 @@ pub struct Query {
     /// The session's identifier.
     pub identifier: Option<String>,
     /// The subjects that the identifier stands for: in records that are encrypted their ids are in its place.
+    #[doc(hidden)]
     #[serde(skip)]
-    pub(crate) subjects: Vec<String>,
+    pub subjects: Vec<String>,
     /// The producer's id.
     pub producer: Option<String>,
     /// A header, as `name=value`.
