@@ -43,8 +43,8 @@ pub struct Query {
     /// The session's identifier.
     pub identifier: Option<String>,
     /// The subjects that the identifier stands for: in records that are encrypted their ids are in its place.
-    #[serde(skip)]
     #[doc(hidden)]
+    #[serde(skip)]
     pub subjects: Vec<String>,
     /// The producer's id.
     pub producer: Option<String>,
