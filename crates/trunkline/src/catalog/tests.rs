@@ -257,7 +257,7 @@ async fn topics_take_both_spellings() {
         (topic("nope:t"), Code::BrokerNotFound, None),
         (json!({ "name": "T", "tag": "order-events:t", "messageBrokerTag": "other" }), Code::InputInvalid, Some("tag")),
         (json!({ "tag": "order-events:t" }), Code::InputInvalid, Some("name")),
-        (json!({ "name": "T", "tag": "order-events:t", "validate": "warn" }), Code::InputInvalid, Some("validate")),
+        (json!({ "name": "T", "tag": "order-events:t", "validate": "wran" }), Code::InputInvalid, Some("validate")),
         (json!({ "name": "T", "tag": "order-events:t", "shards": 0 }), Code::InputInvalid, Some("shards")),
         (json!({ "name": "T", "tag": "order-events:t", "ordering": "kye" }), Code::InputInvalid, Some("ordering")),
         (json!({ "name": "T", "tag": "order-events:t", "capture": "some" }), Code::InputInvalid, Some("capture")),
