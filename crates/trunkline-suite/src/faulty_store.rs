@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::mpsc;
 use trunkline::message::Millis;
+use trunkline::store::transfer::{Counts, Record, TransferStore};
 use trunkline::store::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
     LotFilter, LotRecord, LotSettle, Member, Scope, Store,
@@ -107,4 +109,27 @@ through! {
     job_get(id: &str) -> Option<Job>;
     jobs(product: &str) -> Vec<Job>;
     sweep() -> u64;
+}
+
+#[async_trait]
+impl TransferStore for FaultyStore {
+    async fn export(&self, to: mpsc::Sender<Vec<Record>>) -> Result<()> {
+        self.1.check()?;
+        self.0.export(to).await
+    }
+
+    async fn import(&self, records: Vec<Record>) -> Result<()> {
+        self.1.check()?;
+        self.0.import(records).await
+    }
+
+    async fn counts(&self) -> Result<Counts> {
+        self.1.check()?;
+        self.0.counts().await
+    }
+
+    async fn clear(&self) -> Result<()> {
+        self.1.check()?;
+        self.0.clear().await
+    }
 }

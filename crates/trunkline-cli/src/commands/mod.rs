@@ -17,4 +17,5 @@ pub mod products;
 pub mod replay;
 pub mod run;
 pub mod stats;
+pub mod store;
 pub mod topics;

@@ -26,6 +26,7 @@ mod open;
 pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+pub mod transfer;
 
 pub use open::{Opened, is_postgres, open, shown};
 
@@ -420,7 +421,7 @@ pub struct Job {
 
 /// The contract. All calls may run at the same time, from many processes.
 #[async_trait]
-pub trait Store: Send + Sync + Debug {
+pub trait Store: transfer::TransferStore + Send + Sync + Debug {
     /// How far it reaches.
     fn scope(&self) -> Scope;
 

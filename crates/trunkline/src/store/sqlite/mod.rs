@@ -16,6 +16,7 @@ mod lot;
 mod open;
 mod registry;
 mod schema;
+mod transfer;
 mod writer;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ use self::db::Db;
 use self::writer::Job as Work;
 pub use super::clock::Clock;
 use super::common::SWEEP_ROWS;
+use super::transfer::{Counts, Record, TransferStore};
 use super::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
     LotFilter, LotRecord, LotSettle, Member, Scope, Store,
@@ -375,5 +377,24 @@ impl Store for SqliteStore {
                 return Ok(sum);
             }
         }
+    }
+}
+
+#[async_trait]
+impl TransferStore for SqliteStore {
+    async fn export(&self, to: mpsc::Sender<Vec<Record>>) -> Result<()> {
+        self.read(move |db| transfer::export(db, &to)).await
+    }
+
+    async fn import(&self, records: Vec<Record>) -> Result<()> {
+        self.write(records.len(), move |db| transfer::import(db, &records)).await
+    }
+
+    async fn counts(&self) -> Result<Counts> {
+        self.read(transfer::counts).await
+    }
+
+    async fn clear(&self) -> Result<()> {
+        self.write(SWEEP_ROWS, transfer::clear).await
     }
 }
