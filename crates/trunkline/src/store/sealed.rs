@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
 use super::audit::AuditStore;
 use super::cache::{CacheClaim, CacheClaimed, CacheKey, CacheStore, CacheValue};
 use super::keys::{KeyRow, KeyStore};
 use super::schedule::{ScheduleFilter, ScheduleRecord, ScheduleSettle, ScheduleState, ScheduleStore};
 use super::secrets::{SecretChange, SecretRow, SecretStore};
+use super::transfer::{Counts, Record, TransferStore};
 use super::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
     LotFilter, LotMessage, LotRecord, LotSettle, Member, Revocation, Scope, SessionKey, SessionRefreshed, SessionRenewal, SessionRow,
@@ -309,6 +311,13 @@ forward_part!(CacheStore {
     cache_abandon(key: &CacheKey, owner: &str) -> ();
     cache_values(scope: &str, expiry: Duration, limit: usize, offset: usize) -> (Vec<CacheValue>, u64);
     cache_clear(scope: &str) -> u64;
+});
+
+forward_part!(TransferStore {
+    export(to: mpsc::Sender<Vec<Record>>) -> ();
+    import(records: Vec<Record>) -> ();
+    counts() -> Counts;
+    clear() -> ();
 });
 
 forward_part!(ScheduleStore {

@@ -2,11 +2,10 @@
 //!
 //! One list for all of them: `store_sqlite` and `store_postgres` run it, each with a bed of its own.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 pub mod idempotency;
 pub mod lot;
 pub mod rest;
+pub mod transfer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +63,9 @@ macro_rules! store_tests {
             members_age_and_leave
             a_job_put_with_an_old_ledger_keeps_the_newer_one
             a_closed_store_says_so_and_finishes_what_it_was_given);
+        crate::stores::store_tests!($bed, transfer:
+            a_backup_brings_everything_back
+            half_a_backup_and_a_full_store_are_refused);
     };
     ($bed:expr, $part:ident: $($name:ident)*) => {
         mod $part {
