@@ -52,7 +52,7 @@ use Permission::{Administer, Catalogue, Configure, Look, Operate, ReadPayloads};
 /// ```
 /// use trunkline::access::{Call, Role};
 /// assert!(Role::Producer.may(Call::Produce) && !Role::Producer.may(Call::Consume));
-/// assert_eq!("viewer-without-payloads".parse(), Ok(Role::ViewerWithoutPayloads));
+/// assert_eq!("viewer-without-payloads".parse::<Role>()?, Role::ViewerWithoutPayloads);
 /// # Ok::<_, trunkline::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
