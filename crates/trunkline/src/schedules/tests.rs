@@ -7,7 +7,9 @@ use serde_json::json;
 use super::fire::message_id;
 use super::*;
 use crate::Trunkline;
-use crate::store::schedule::ScheduleSettle;
+use crate::store::Store;
+use crate::store::schedule::{ScheduleSettle, ScheduleStore};
+use crate::store::sqlite::{Options, SqliteStore};
 
 const EVENT: &str = "reports:due";
 
@@ -72,15 +74,25 @@ async fn each_due_time_is_fired_once_by_two_instances() {
 async fn a_crash_between_the_send_and_the_note_gives_the_same_id() {
     let bed = Bed::new();
     let (trunkline, env) = bed.open().await;
-    let due = now_ms() + 3_600_000;
-    let id = env.produce(EVENT, &payload()).dispatch(Timing::at(due)).await.expect("dispatch").schedule_id;
-    let inner = env.inner().clone();
-    // Sent, and dead before it was noted; then another one finds the claim run out.
-    let record = trunkline.store().schedule_get(id).await.expect("get").expect("there");
-    let first = inner.produce_due(&record, due).await.expect("sent");
-    let second = inner.produce_due(&record, due).await.expect("sent again");
-    assert_eq!((first.process_id, second.process_id), (message_id(id, due), message_id(id, due)));
-    assert_eq!(first.process_id.millis(), due);
+    let far = env.produce(EVENT, &payload()).dispatch(Timing::at(now_ms() + 3_600_000)).await.expect("dispatch").schedule_id;
+    let mut record = trunkline.store().schedule_get(far).await.expect("get").expect("there");
+    let due = now_ms() - 10_000;
+    let timing = Timing::every(Duration::from_secs(1)).starting(due).limit(1).to_value();
+    (record.id, record.timing, record.next_at) = (MessageId::now(), timing, Some(due));
+    // Its owner sends, and dies before it notes that: the claim is what is left.
+    let sent = env.inner().produce_due(&record, due).await.expect("sent").process_id;
+    trunkline.close(Duration::from_secs(5)).await;
+    let store = SqliteStore::open(&bed.dir.path().join("data"), Options::default()).expect("the store");
+    store.schedule_add(&record).await.expect("add");
+    let claimed = store.schedule_claim(10, "dead", Duration::from_millis(1)).await.expect("claim");
+    assert_eq!(claimed[0].0.firing_at, Some(due));
+    store.close().await;
+
+    let (_trunkline, env) = bed.open().await;
+    let done = until(&env, record.id, |view| view.state == ScheduleState::Done).await;
+    assert_eq!((sent, done.last_process_id), (message_id(record.id, due), Some(sent)));
+    assert_eq!((done.fired, done.missed, done.last_at, sent.millis()), (1, 0, Some(due), due));
+    assert_eq!(ready(&env).await, 2, "twice on the broker, with one id");
 }
 
 #[tokio::test]
