@@ -126,32 +126,48 @@ impl Batchers {
     fn start(shared: &Arc<Shared>, tasks: &TaskTracker) -> Self {
         let [a, b, c, d] = [(); 4].map(|()| shared.clone());
         Batchers {
-            claims: Batcher::start(tasks, |_| 1, Arc::new(move |claims| {
-                let shared = a.clone();
-                Box::pin(async move { retried(|| async { idempotency::claim(&shared.db().await?, &claims).await }).await })
-            })),
-            sent: Batcher::start(tasks, |_| 1, Arc::new(move |keys| {
-                let shared = b.clone();
-                Box::pin(async move {
-                    retried(|| async { idempotency::sent(&shared.db().await?, &keys).await }).await?;
-                    Ok(vec![(); keys.len()])
-                })
-            })),
-            handled: Batcher::start(tasks, |_| 1, Arc::new(move |handled| {
-                let shared = c.clone();
-                Box::pin(async move {
-                    retried(|| async { idempotency::done(&shared.db().await?, &handled).await }).await?;
-                    Ok(vec![(); handled.len()])
-                })
-            })),
+            claims: Batcher::start(
+                tasks,
+                |_| 1,
+                Arc::new(move |claims| {
+                    let shared = a.clone();
+                    Box::pin(async move { retried(|| async { idempotency::claim(&shared.db().await?, &claims).await }).await })
+                }),
+            ),
+            sent: Batcher::start(
+                tasks,
+                |_| 1,
+                Arc::new(move |keys| {
+                    let shared = b.clone();
+                    Box::pin(async move {
+                        retried(|| async { idempotency::sent(&shared.db().await?, &keys).await }).await?;
+                        Ok(vec![(); keys.len()])
+                    })
+                }),
+            ),
+            handled: Batcher::start(
+                tasks,
+                |_| 1,
+                Arc::new(move |handled| {
+                    let shared = c.clone();
+                    Box::pin(async move {
+                        retried(|| async { idempotency::done(&shared.db().await?, &handled).await }).await?;
+                        Ok(vec![(); handled.len()])
+                    })
+                }),
+            ),
             // A batch holds some MB of payload at most, whatever the number of its rows.
-            put: Batcher::start(tasks, |entry: &LotEntry| 1 + entry.message.payload.len() / 16_384, Arc::new(move |entries| {
-                let shared = d.clone();
-                Box::pin(async move {
-                    retried(|| async { put_plain(&shared, &entries).await }).await?;
-                    Ok(vec![(); entries.len()])
-                })
-            })),
+            put: Batcher::start(
+                tasks,
+                |entry: &LotEntry| 1 + entry.message.payload.len() / 16_384,
+                Arc::new(move |entries| {
+                    let shared = d.clone();
+                    Box::pin(async move {
+                        retried(|| async { put_plain(&shared, &entries).await }).await?;
+                        Ok(vec![(); entries.len()])
+                    })
+                }),
+            ),
         }
     }
 }
