@@ -186,6 +186,8 @@ part!(SessionStore {
     session_key_add(key: &SessionKey, retire: Option<Millis>) -> ();
     subject_of(fresh: &Subject) -> Subject;
     subject(id: &str) -> Option<Subject>;
+    subjects_after(after: &str, limit: usize) -> Vec<Subject>;
+    session_resealed(keys: Vec<SessionKey>, subjects: Vec<Subject>) -> ();
     subjects_with(product: &str, digest: &[u8]) -> Vec<String>;
     session_start(session: &SessionRow, hash: &[u8; 32]) -> bool;
     session_refresh(product: &str, tag: &str, hash: &[u8; 32], next: SessionRenewal) -> SessionRefreshed;

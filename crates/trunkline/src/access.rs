@@ -221,9 +221,9 @@ calls! {
     SessionRead = "sessions.read", Look, false;
     SessionRevoke = "sessions.revoke", Operate, true;
     SessionErase = "sessions.erase", Administer, true;
+    SessionKeysRotate = "sessions.rotateKeys", Administer, true;
     CacheDefine = "caches.define", Configure, true;
     CacheRead = "caches.read", Look, false;
-    CacheValues = "caches.values", ReadPayloads, true;
     CacheClear = "caches.clear", Operate, true;
     ScheduleCreate = "schedules.create", Permission::Produce, true;
     ScheduleRead = "schedules.read", Look, false;

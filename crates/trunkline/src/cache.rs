@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::access::Call;
 use crate::catalog::CacheDoc;
 use crate::error::{Error, Result};
 use crate::store::Scope;
@@ -68,6 +69,7 @@ impl Trunkline {
     /// `INPUT_INVALID`, `PRODUCT_NOT_FOUND`, `CACHE_NOT_FOUND`, `STORE_FAILED`.
     pub async fn cache_values(&self, product: &str, tag: &str, page: usize, limit: usize) -> Result<CacheValues> {
         let from = offset(page, limit)?;
+        self.0.access.allow(Call::CacheRead)?;
         let cache = self.catalog().cache(product, tag)?;
         let (values, total) = self.store().cache_values(&cache.scope(), cache.expires_after(), limit, from).await?;
         let has_more = ((from + values.len()) as u64) < total;
@@ -79,8 +81,11 @@ impl Trunkline {
     /// # Errors
     /// `INPUT_INVALID`, `PRODUCT_NOT_FOUND`, `CACHE_NOT_FOUND`, `STORE_FAILED`.
     pub async fn clear_cache(&self, product: &str, tag: &str) -> Result<u64> {
-        let cache = self.catalog().cache(product, tag)?;
-        self.store().cache_clear(&cache.scope()).await
+        let cleared = async {
+            let cache = self.catalog().cache(product, tag)?;
+            self.store().cache_clear(&cache.scope()).await
+        };
+        self.0.access.audited(Call::CacheClear, &format!("{product}/{tag}"), cleared).await
     }
 
     /// Removes a cache with its values.

@@ -45,6 +45,7 @@ use serde_json::Value;
 
 use self::timing::Plan;
 pub use self::timing::Timing;
+use crate::access::Call;
 use crate::cache::offset;
 use crate::error::{Code, Error, Result};
 use crate::event::Event;
@@ -171,6 +172,7 @@ impl Produce<'_> {
         let (env, event, payload, options) = self.into_parts();
         let inner = env.inner();
         inner.check_open()?;
+        inner.access.allow(Call::ScheduleCreate)?;
         let event: Event = event.parse().map_err(|error| inner.catalog.list_brokers(env.product_tag()).err().unwrap_or(error))?;
         let entry = inner.catalog.route(env.product_tag(), env.slug(), &event)?;
         let payload = payload?;
@@ -239,6 +241,7 @@ impl Env {
     /// `INPUT_INVALID`, `PRODUCT_NOT_FOUND`, `STORE_FAILED`.
     pub async fn schedules(&self, query: &ScheduleQuery) -> Result<Schedules> {
         let from = offset(query.page, query.limit)?;
+        self.inner().access.allow(Call::ScheduleRead)?;
         self.inner().catalog.list_brokers(self.product_tag())?;
         let states = if query.all { Vec::new() } else { vec![ScheduleState::Active, ScheduleState::Paused] };
         let filter = ScheduleFilter {
@@ -255,13 +258,25 @@ impl Env {
         Ok(Schedules { schedules, total, page: query.page, limit: query.limit, has_more, scope: store.scope() })
     }
 
-    /// One schedule with its payload, or `None`.
+    /// One schedule, or `None`; with its payload for who may read payloads.
     ///
     /// # Errors
     /// `PRODUCT_NOT_FOUND`, `STORE_FAILED`.
     pub async fn schedule(&self, id: &str) -> Result<Option<ScheduleView>> {
+        let access = &self.inner().access;
+        access.allow(Call::ScheduleRead)?;
         self.inner().catalog.list_brokers(self.product_tag())?;
-        Ok(self.schedule_record(id).await?.map(|record| view(record, true)))
+        let Some(record) = self.schedule_record(id).await? else { return Ok(None) };
+        let payload = access.may(Call::PayloadRead);
+        if payload {
+            access.note(Call::PayloadRead, &format!("schedule {}", record.id), None).await?;
+        }
+        Ok(Some(view(record, payload)))
+    }
+
+    /// The same for who has just changed it.
+    async fn changed_schedule(&self, id: &str) -> Result<ScheduleView> {
+        Ok(view(self.schedule_record(id).await?.ok_or_else(|| unknown(id))?, false))
     }
 
     async fn schedule_record(&self, id: &str) -> Result<Option<ScheduleRecord>> {
@@ -302,9 +317,12 @@ impl Env {
     /// `SCHEDULE_NOT_FOUND`, `STORE_FAILED`.
     pub async fn cancel_schedule(&self, id: &str) -> Result<ScheduleView> {
         use ScheduleState::{Active, Cancelled, Paused};
-        let record = self.schedule_record(id).await?.ok_or_else(|| unknown(id))?;
-        self.inner().store.schedule_turn(record.id, &[Active, Paused], Cancelled, None).await?;
-        self.schedule(id).await?.ok_or_else(|| unknown(id))
+        let cancelled = async {
+            let record = self.schedule_record(id).await?.ok_or_else(|| unknown(id))?;
+            self.inner().store.schedule_turn(record.id, &[Active, Paused], Cancelled, None).await?;
+            self.changed_schedule(id).await
+        };
+        self.inner().access.audited(Call::ScheduleChange, id, cancelled).await
     }
 
     async fn turn(
@@ -312,14 +330,17 @@ impl Env {
         id: &str,
         from: ScheduleState,
         to: ScheduleState,
-        next: impl Fn(&ScheduleRecord) -> Result<Option<Millis>>,
+        next: impl Fn(&ScheduleRecord) -> Result<Option<Millis>> + Send,
     ) -> Result<ScheduleView> {
-        let record = self.schedule_record(id).await?.ok_or_else(|| unknown(id))?;
-        if record.state == from {
-            self.inner().store.schedule_turn(record.id, &[from], to, next(&record)?).await?;
-        }
-        let now = self.schedule(id).await?.ok_or_else(|| unknown(id))?;
-        if now.state == to { Ok(now) } else { Err(ended(now.schedule_id, &format!("is {}", now.state.as_str()))) }
+        let turned = async {
+            let record = self.schedule_record(id).await?.ok_or_else(|| unknown(id))?;
+            if record.state == from {
+                self.inner().store.schedule_turn(record.id, &[from], to, next(&record)?).await?;
+            }
+            let now = self.changed_schedule(id).await?;
+            if now.state == to { Ok(now) } else { Err(ended(now.schedule_id, &format!("is {}", now.state.as_str()))) }
+        };
+        self.inner().access.audited(Call::ScheduleChange, id, turned).await
     }
 }
 

@@ -1,4 +1,5 @@
-//! Another master key: everything that is sealed is sealed anew, in one transaction.
+//! Another master key: everything that is sealed is sealed anew, secrets and brokers in one transaction, then the keys of
+//! sessions and subjects.
 //!
 //! The new key takes the old one's place first, with the old one beside it; then what is sealed is sealed anew; then the old one
 //! goes. Cut short at any moment, both keys are there and everything opens; the next rekey finishes what was begun.
@@ -13,7 +14,7 @@ use super::seal::MasterKey;
 use crate::access::Call;
 use crate::catalog::{Seal as _, reseal_doc};
 use crate::error::{Code, Error, Result};
-use crate::store::DocChange;
+use crate::store::{DocChange, Scope};
 use crate::store::secrets::{SecretChange, SecretRow};
 
 /// How often the work is done anew because another process changed the catalogue meanwhile.
@@ -46,11 +47,11 @@ pub struct Rekeyed {
 }
 
 impl Secrets<'_> {
-    /// Seals everything that is sealed with a new master key: secrets, and the credentials in broker configs. Open processes
-    /// whose key lies in the data directory go on.
+    /// Seals everything that is sealed with a new master key: secrets, the credentials in broker configs, the keys of sessions
+    /// and of their subjects. Open processes whose key lies in the data directory go on.
     ///
     /// # Errors
-    /// `INPUT_INVALID` for a random key where the old one stands in the environment; `IN_USE` while another process changes
+    /// `CAPABILITY_UNSUPPORTED` on a store that hosts share; `INPUT_INVALID` for a random key where the old one stands in the environment; `IN_USE` while another process changes
     /// the key; `ACCESS_DENIED`; `STORE_FAILED`, also if something does not open with the old key: then nothing was changed
     /// but the key file, which holds both keys.
     pub async fn rekey(&self, new: NewMasterKey) -> Result<Rekeyed> {
@@ -67,6 +68,10 @@ impl Secrets<'_> {
     }
 
     async fn change_key(&self, new: NewMasterKey) -> Result<Rekeyed> {
+        if self.0.store.scope() == Scope::Shared {
+            return Err(Error::new(Code::CapabilityUnsupported, "the master key of a store that hosts share cannot be changed yet")
+                .next("rotate the secrets themselves: `trunkline secrets rotate`"));
+        }
         let keyring = self.0.vault.keyring();
         let key = match new {
             NewMasterKey::Given(key) => key,
@@ -106,6 +111,7 @@ impl Secrets<'_> {
             let docs = docs.map(|doc| doc.map(DocChange::Put)).collect::<Result<Vec<_>>>()?;
             let counts = (secrets.len(), docs.len());
             if self.0.store.secrets_write(version, secrets, docs).await?.is_some() {
+                self.0.sessions.vault.reseal().await?;
                 return Ok(counts);
             }
         }

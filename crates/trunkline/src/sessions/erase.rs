@@ -1,6 +1,7 @@
 //! Erasure: a subject's data key is destroyed, and with it all that was encrypted.
 
 use super::{Erased, Sessions};
+use crate::access::Call;
 use crate::error::Result;
 
 impl Sessions {
@@ -12,8 +13,14 @@ impl Sessions {
     /// that a handler wrote, and backups made before.
     ///
     /// # Errors
-    /// `SESSION_NOT_FOUND` if there is no definition of this tag; `STORE_FAILED`.
+    /// `SESSION_NOT_FOUND` if there is no definition of this tag; `ACCESS_DENIED`; `STORE_FAILED`.
     pub async fn erase(&self, tag: &str, identifier: &str) -> Result<Erased> {
+        // The audit does not say who it was.
+        let target = format!("{}/{tag}: a subject", self.product);
+        self.inner.access.audited(Call::SessionErase, &target, self.erase_subject(tag, identifier)).await
+    }
+
+    async fn erase_subject(&self, tag: &str, identifier: &str) -> Result<Erased> {
         self.inner.catalog.session(&self.product, tag)?;
         let digest = self.digest(identifier).await?;
         let Some((subject, sessions)) = self.gate().store.session_erase(&self.product, tag, &digest).await? else {
@@ -21,13 +28,8 @@ impl Sessions {
         };
         // It cannot be read any more, whatever fails from here on.
         self.gate().vault.forget(&subject);
-        audit_erasure(&self.product, tag, &subject, sessions);
+        tracing::info!(product = &*self.product, tag, subject, sessions, "a session's subject was erased");
         self.gate().look().await?;
         Ok(Erased { erased: true, sessions })
     }
-}
-
-/// The record that somebody was erased, which does not say who it was.
-fn audit_erasure(product: &str, tag: &str, subject: &str, sessions: u64) {
-    tracing::info!(product, tag, subject, sessions, "a session's subject was erased");
 }

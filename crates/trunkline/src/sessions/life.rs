@@ -11,6 +11,7 @@ use super::given::Session;
 use super::token::Claims;
 use super::vault::{self, SubjectKey};
 use super::{ActiveSession, ActiveSessions, Revoke, Revoked, Sessions, Started, User, Users, Verification};
+use crate::access::Call;
 use crate::catalog::SessionDoc;
 use crate::error::{Code, Error, Result};
 use crate::history::Time;
@@ -34,6 +35,7 @@ impl Sessions {
     /// `PRODUCT_NOT_FOUND`, `SESSION_NOT_FOUND`, `INPUT_INVALID` (naming the selector's field where `data` is without it),
     /// `STORE_FAILED`.
     pub async fn start(&self, tag: &str, data: Value) -> Result<Started> {
+        self.inner.access.allow(Call::SessionStart)?;
         let doc = self.inner.catalog.session(&self.product, tag)?;
         let identifier = checked(&doc, &data)?;
         let digest = self.digest(&identifier).await?;
@@ -69,6 +71,7 @@ impl Sessions {
     /// # Errors
     /// `PRODUCT_NOT_FOUND`, `STORE_FAILED`. An invalid token is a result.
     pub async fn verify(&self, tag: &str, token: &str) -> Result<Verification> {
+        self.inner.access.allow(Call::SessionVerify)?;
         match self.check(&Session::new(tag, token)).await {
             Ok(verified) => Ok(Verification {
                 valid: true,
@@ -87,6 +90,7 @@ impl Sessions {
     /// # Errors
     /// `SESSION_NOT_FOUND`, `SESSION_INVALID`, `STORE_FAILED`.
     pub async fn refresh(&self, tag: &str, refresh_token: &str) -> Result<Started> {
+        self.inner.access.allow(Call::SessionRefresh)?;
         let doc = self.inner.catalog.session(&self.product, tag)?;
         let (next, now) = (self::refresh_token()?, self.gate().store.now());
         let expires_at = now + millis(doc.lifetime());
@@ -152,10 +156,13 @@ impl Sessions {
     }
 
     async fn take_back(&self, tag: &str, which: SessionsOf) -> Result<Revoked> {
-        self.inner.catalog.session(&self.product, tag)?;
-        let revoked = self.gate().store.session_revoke(&self.product, tag, which).await?;
-        self.gate().look().await?;
-        Ok(Revoked { revoked })
+        let revoked = async {
+            self.inner.catalog.session(&self.product, tag)?;
+            let revoked = self.gate().store.session_revoke(&self.product, tag, which).await?;
+            self.gate().look().await?;
+            Ok(Revoked { revoked })
+        };
+        self.inner.access.audited(Call::SessionRevoke, &format!("{}/{tag}", self.product), revoked).await
     }
 
     /// A page (from 1) of the sessions whose token is good now, newest first; of one identifier, or of all.
@@ -163,6 +170,7 @@ impl Sessions {
     /// # Errors
     /// `SESSION_NOT_FOUND`, `INPUT_INVALID` for a page or limit out of range, `STORE_FAILED`.
     pub async fn active(&self, tag: &str, identifier: Option<&str>, page: u64, limit: u64) -> Result<ActiveSessions> {
+        self.inner.access.allow(Call::SessionRead)?;
         self.inner.catalog.session(&self.product, tag)?;
         let offset = offset(page, limit)?;
         let digest = match identifier {
@@ -193,6 +201,7 @@ impl Sessions {
     /// # Errors
     /// As [`Sessions::active`].
     pub async fn users(&self, tag: &str, page: u64, limit: u64) -> Result<Users> {
+        self.inner.access.allow(Call::SessionRead)?;
         self.inner.catalog.session(&self.product, tag)?;
         let (rows, total) = self.gate().store.session_users(&self.product, tag, limit, offset(page, limit)?).await?;
         let user = |row: crate::store::SessionUser| {
@@ -218,7 +227,7 @@ impl Sessions {
         let longest = products.iter().flat_map(|product| of(&product.tag)).map(|doc| doc.lifetime()).max().unwrap_or_default();
         // Also if a definition was shortened, or removed, since it gave out its last token.
         let until = self.gate().store.now() + millis(longest.max(REFRESH) + ROTATION_SLACK);
-        self.gate().ring.rotate(until).await
+        self.inner.access.audited(Call::SessionKeysRotate, "the keys of sessions", self.gate().ring.rotate(until)).await
     }
 
     pub(super) async fn digest(&self, identifier: &str) -> Result<[u8; 32]> {

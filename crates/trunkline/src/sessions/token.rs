@@ -78,7 +78,7 @@ impl fmt::Debug for Ring {
     }
 }
 
-fn record(key: &str) -> String {
+pub(super) fn record(key: &str) -> String {
     format!("session-key/{key}")
 }
 

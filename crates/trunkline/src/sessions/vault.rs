@@ -150,6 +150,9 @@ fn record(id: &str, what: &str) -> String {
     format!("subject/{id}/{what}")
 }
 
+/// So many subjects are sealed anew at a time.
+const RESEALED: usize = 500;
+
 /// The data keys, over a store.
 #[derive(Debug)]
 pub(crate) struct Vault {
@@ -226,6 +229,28 @@ impl Vault {
         let key = Arc::new(self.read(&subject)?);
         self.keep(&subject.id, &Some(key.clone()), since);
         Ok(key)
+    }
+
+    /// Seals the keys of sessions and subjects with the master key that seals now; how many subjects.
+    pub(crate) async fn reseal(&self) -> Result<usize> {
+        let anew = |record: &str, sealed: &str| self.sealer.seal(record, &Zeroizing::new(self.sealer.open(record, sealed)?));
+        let mut keys = self.store.session_keys().await?;
+        for key in &mut keys {
+            key.sealed = anew(&super::token::record(&key.id), &key.sealed)?;
+        }
+        self.store.session_resealed(keys, Vec::new()).await?;
+        let (mut after, mut count) = (String::new(), 0);
+        loop {
+            let mut page = self.store.subjects_after(&after, RESEALED).await?;
+            let Some(last) = page.last() else { return Ok(count) };
+            after.clone_from(&last.id);
+            for of in &mut page {
+                of.identifier = anew(&record(&of.id, "identifier"), &of.identifier)?;
+                of.key = anew(&record(&of.id, "key"), &of.key)?;
+            }
+            count += page.len();
+            self.store.session_resealed(Vec::new(), page).await?;
+        }
     }
 
     /// Lets go of a key that was destroyed.

@@ -169,6 +169,12 @@ pub trait SessionStore: Send + Sync {
     /// A subject by its id; erased ones too.
     async fn subject(&self, id: &str) -> Result<Option<Subject>>;
 
+    /// Subjects that are not erased, by their ids, after this one.
+    async fn subjects_after(&self, after: &str, limit: usize) -> Result<Vec<Subject>>;
+
+    /// Keeps keys and subjects as they were sealed anew. What was erased meanwhile stays erased.
+    async fn session_resealed(&self, keys: Vec<SessionKey>, subjects: Vec<Subject>) -> Result<()>;
+
     /// The ids of the subjects of a product with this digest, whatever their tag.
     async fn subjects_with(&self, product: &str, digest: &[u8]) -> Result<Vec<String>>;
 

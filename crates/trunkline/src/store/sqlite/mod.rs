@@ -418,6 +418,15 @@ impl SessionStore for SqliteStore {
         self.read(move |db| sessions::subject(db, &id)).await
     }
 
+    async fn subjects_after(&self, after: &str, limit: usize) -> Result<Vec<Subject>> {
+        let after = after.to_owned();
+        self.read(move |db| sessions::subjects_after(db, &after, limit)).await
+    }
+
+    async fn session_resealed(&self, keys: Vec<SessionKey>, subjects: Vec<Subject>) -> Result<()> {
+        self.write(keys.len() + subjects.len(), move |db| sessions::resealed(db, &keys, &subjects)).await
+    }
+
     async fn subjects_with(&self, product: &str, digest: &[u8]) -> Result<Vec<String>> {
         let (product, digest) = (product.to_owned(), digest.to_vec());
         self.read(move |db| sessions::subjects_with(db, &product, &digest)).await

@@ -77,6 +77,24 @@ fn find(db: &Db, product: &str, tag: &str, digest: &[u8]) -> Result<Option<Subje
     db.first("look up a subject", &sql, params![product, tag, digest], subject_row)
 }
 
+/// Subjects that are not erased, in the order of their ids.
+pub(super) fn subjects_after(db: &Db, after: &str, limit: usize) -> Result<Vec<Subject>> {
+    let sql = format!("SELECT {SUBJECT} FROM subject u WHERE u.id > ?1 AND u.key <> '' ORDER BY u.id LIMIT ?2");
+    db.all("read subjects", &sql, params![after, limit as i64], subject_row)
+}
+
+/// Keeps what was sealed anew; an erased subject has no key any more, and gets none.
+pub(super) fn resealed(db: &Db, keys: &[SessionKey], subjects: &[Subject]) -> Result<()> {
+    for key in keys {
+        db.run("keep a key of sessions", "UPDATE session_key SET sealed = ?2 WHERE id = ?1", params![key.id, key.sealed])?;
+    }
+    for of in subjects {
+        let sql = "UPDATE subject SET identifier = ?2, key = ?3 WHERE id = ?1 AND key <> ''";
+        db.run("keep a subject", sql, params![of.id, of.identifier, of.key])?;
+    }
+    Ok(())
+}
+
 /// The subject there is, else the one given.
 pub(super) fn subject_of(db: &Db, fresh: &Subject) -> Result<Subject> {
     if let Some(known) = find(db, &fresh.product, &fresh.tag, &fresh.digest)? {
