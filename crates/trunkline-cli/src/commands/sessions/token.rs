@@ -19,7 +19,8 @@ pub struct Start {
     /// The definition's tag
     tag: String,
     /// The session's data as JSON; `-` reads it from standard input
-    data: String,
+    #[arg(value_name = "DATA")]
+    about: String,
 }
 
 /// Says whether a token is good; an invalid one is a result, and no failure
@@ -48,7 +49,7 @@ pub struct Refresh {
 
 /// Starts.
 pub async fn start(args: Start, ctx: &Ctx) -> Result<()> {
-    let text = if args.data == "-" { values::input("data", "-")? } else { args.data.into_bytes() };
+    let text = if args.about == "-" { values::input("data", "-")? } else { args.about.into_bytes() };
     let data: Value = serde_json::from_slice(&text).map_err(|error| {
         let at = format!("line {}, column {}", error.line(), error.column());
         Error::input("data", format!("the data are not valid JSON at {at}")).next("quote them for your shell, or read them from `-`")

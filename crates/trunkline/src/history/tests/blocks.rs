@@ -131,7 +131,7 @@ fn a_flipped_byte_anywhere_is_noticed() {
 fn a_newer_block_is_told_apart_from_a_damaged_one() {
     let queued = samples();
     let mut bytes = write(&rows(&queued));
-    bytes[4] = 2;
+    bytes[4] = 3;
     assert_eq!(Head::parse(&bytes), Err(Fault::Newer));
     assert_eq!(Head::parse(b"TLH"), Err(Fault::Damaged));
 }
