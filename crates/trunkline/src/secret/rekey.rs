@@ -14,8 +14,8 @@ use super::seal::MasterKey;
 use crate::access::Call;
 use crate::catalog::{Seal as _, reseal_doc};
 use crate::error::{Code, Error, Result};
-use crate::store::{DocChange, Scope};
 use crate::store::secrets::{SecretChange, SecretRow};
+use crate::store::{DocChange, Scope};
 
 /// How often the work is done anew because another process changed the catalogue meanwhile.
 const ATTEMPTS: u32 = 50;

@@ -16,10 +16,10 @@ use super::context::SessionContext;
 use super::given::Session;
 use super::token::{Claims, Ring};
 use super::vault::{SubjectKey, Vault};
+use crate::catalog::Seal;
 use crate::error::{Code, Error, Result};
 use crate::history::SessionMark;
 use crate::message::{Headers, Millis, header, now_ms};
-use crate::catalog::Seal;
 use crate::store::Store;
 
 /// Verified tokens that are kept in memory.

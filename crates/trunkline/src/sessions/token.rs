@@ -13,9 +13,9 @@ use zeroize::Zeroizing;
 
 use super::hs256;
 use super::vault::{self, open_key, seal_key};
+use crate::catalog::Seal;
 use crate::error::{Error, Result};
 use crate::message::Millis;
-use crate::catalog::Seal;
 use crate::store::{SessionKey, SessionKeyUse, Store};
 
 /// Who issues the tokens.

@@ -17,8 +17,8 @@ use rand::TryRngCore as _;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use crate::error::{Error, Result};
 use crate::catalog::Seal;
+use crate::error::{Error, Result};
 use crate::store::{Store, Subject};
 
 /// Keys that are kept in memory.
