@@ -41,7 +41,7 @@ pub struct Global {
     /// `table` for people, `json` for programs: one document, or one object a line where the output is a stream
     #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value = "table")]
     pub output: Format,
-    /// Says which data directory is used; more of it logs more (-vv info, -vvv debug, -vvvv trace)
+    /// Says which store is used; more of it logs more (-vv info, -vvv debug, -vvvv trace)
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
     /// No colours; NO_COLOR does the same
@@ -76,6 +76,7 @@ pub enum Command {
     Dead(commands::dead::Args),
     Replay(commands::replay::Args),
     Stats(commands::stats::Args),
+    Store(commands::store::Args),
     Doctor(commands::doctor::Args),
     Completions(commands::completions::Args),
     Help(commands::help::Args),

@@ -75,6 +75,7 @@ async fn run(command: Command, ctx: &Ctx) -> Result<()> {
         Command::Events(args) => commands::events::run(args, ctx).await,
         Command::Dead(args) => commands::dead::run(args, ctx).await,
         Command::Replay(args) => commands::replay::run(args, ctx).await,
+        Command::Store(args) => commands::store::run(args, ctx).await,
         Command::Stats(args) => commands::stats::run(args, ctx).await,
         Command::Doctor(args) => commands::doctor::run(args, ctx).await,
         Command::Completions(args) => commands::completions::run(args, ctx).await,

@@ -100,6 +100,33 @@ fn what_a_killed_consumer_left_waiting_is_handled_by_another() {
     assert_eq!(waiting(&bed), 0);
 }
 
+#[test]
+fn a_store_moves_from_a_directory_to_the_server_and_back_by_a_file() {
+    let bed = Bed::new();
+    let dir = Dir::with_example();
+    dir.ok(&["produce", EVENT, r#"{"orderId":"1"}"#, "--delay", "1h", "--idempotency-key", "k"]);
+    let from = format!("sqlite:{}", dir.path().join(".trunkline").display());
+    let run = |args: &[&str]| {
+        // Both belong to this host, so they share its master key.
+        let mut command = dir.command(args);
+        command.env("TRUNKLINE_DATA_DIR", dir.path().join(".trunkline"));
+        Running::start(command).ended()
+    };
+    let to = format!("{}_moved", bed.url());
+    let moved = run(&["store", "migrate", "--from", &from, "--to", &to, "--output", "json"]);
+    assert_eq!(moved.code, 0, "{}", moved.err);
+    assert!(moved.out.contains("\"entries\": 1") && moved.out.contains("\"keys\": 1"), "{}", moved.out);
+    let again = run(&["store", "migrate", "--from", &from, "--to", &to]);
+    assert!(again.code != 0 && again.err.contains("--force") && !again.err.contains("hunter2"), "{}", again.err);
+    assert_eq!(run(&["store", "migrate", "--from", &from, "--to", &to, "--force"]).code, 0);
+    assert_eq!(run(&["store", "backup", "copy.ndjson", "--url", &to]).code, 0);
+    assert_eq!(run(&["store", "restore", "copy.ndjson", "--force"]).code, 0);
+    assert!(run(&["topics", "list", "--url", &to]).out.contains(EVENT));
+    let drop = format!("DROP SCHEMA {}_moved CASCADE", bed.schema);
+    let dropped = Command::new("psql").args(["-q", "-c", &drop, &setting("POSTGRES")]).output().expect("psql");
+    assert!(dropped.status.success());
+}
+
 /// How many entries of the lot wait.
 fn waiting(bed: &Bed) -> u64 {
     let sql = format!("SELECT count(*) FROM {}.lot WHERE state = 0", bed.schema);

@@ -12,6 +12,8 @@ use trunkline::store::keys::{KeyRow, KeyStore};
 use trunkline::store::secrets::{SecretChange, SecretRow, SecretStore};
 use trunkline::store::cache::{CacheClaim, CacheClaimed, CacheKey, CacheStore, CacheValue};
 use trunkline::store::schedule::{ScheduleFilter, ScheduleRecord, ScheduleSettle, ScheduleState, ScheduleStore};
+use tokio::sync::mpsc;
+use trunkline::store::transfer::{Counts, Record, TransferStore};
 use trunkline::store::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
     LotFilter, LotRecord, LotSettle, Member, Revocation, Scope, SessionKey, SessionRefreshed, SessionRenewal, SessionRow, SessionStore,
@@ -193,3 +195,26 @@ part!(SessionStore {
     session_erase(product: &str, tag: &str, digest: &[u8]) -> Option<(String, u64)>;
     session_revocations(after: u64) -> Vec<Revocation>;
 });
+
+#[async_trait]
+impl TransferStore for FaultyStore {
+    async fn export(&self, to: mpsc::Sender<Vec<Record>>) -> Result<()> {
+        self.1.check()?;
+        self.0.export(to).await
+    }
+
+    async fn import(&self, records: Vec<Record>) -> Result<()> {
+        self.1.check()?;
+        self.0.import(records).await
+    }
+
+    async fn counts(&self) -> Result<Counts> {
+        self.1.check()?;
+        self.0.counts().await
+    }
+
+    async fn clear(&self) -> Result<()> {
+        self.1.check()?;
+        self.0.clear().await
+    }
+}

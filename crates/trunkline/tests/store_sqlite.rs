@@ -1,5 +1,7 @@
 //! The list of tests that every store passes, on SQLite.
 
+#![expect(clippy::unwrap_used, unreachable_pub, reason = "a test may panic, and has no outside")]
+
 mod stores;
 
 use std::sync::Arc;

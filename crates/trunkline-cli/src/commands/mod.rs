@@ -26,4 +26,5 @@ pub mod schedules;
 pub mod secrets;
 pub mod sessions;
 pub mod stats;
+pub mod store;
 pub mod topics;

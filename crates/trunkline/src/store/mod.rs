@@ -36,6 +36,7 @@ pub mod secrets;
 mod sessions;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+pub mod transfer;
 
 pub(crate) use sealed::{SealedStore, erased};
 pub use sessions::{
@@ -460,7 +461,16 @@ pub struct Job {
 /// The contract. All calls may run at the same time, from many processes.
 #[async_trait]
 pub trait Store:
-    SecretStore + KeyStore + AuditStore + SessionStore + cache::CacheStore + schedule::ScheduleStore + Send + Sync + Debug
+    SecretStore
+    + KeyStore
+    + AuditStore
+    + SessionStore
+    + cache::CacheStore
+    + schedule::ScheduleStore
+    + transfer::TransferStore
+    + Send
+    + Sync
+    + Debug
 {
     /// How far it reaches.
     fn scope(&self) -> Scope;

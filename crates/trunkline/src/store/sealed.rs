@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
 use super::audit::AuditStore;
 use super::cache::{CacheClaim, CacheClaimed, CacheKey, CacheStore, CacheValue};
 use super::keys::{KeyRow, KeyStore};
 use super::schedule::{ScheduleFilter, ScheduleRecord, ScheduleSettle, ScheduleState, ScheduleStore};
 use super::secrets::{SecretChange, SecretRow, SecretStore};
+use super::transfer::{Counts, Record, TransferStore};
 use super::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
     LotFilter, LotMessage, LotRecord, LotSettle, Member, Revocation, Scope, SessionKey, SessionRefreshed, SessionRenewal, SessionRow,
@@ -320,6 +322,14 @@ forward_part!(ScheduleStore {
     schedule_settle(id: MessageId, owner: &str, settle: ScheduleSettle) -> bool;
     schedule_turn(id: MessageId, from: &[ScheduleState], to: ScheduleState, next_at: Option<Millis>) -> bool;
     schedule_next() -> Option<Millis>;
+});
+
+// A copy holds what is stored, sealed as it is.
+forward_part!(TransferStore {
+    export(to: mpsc::Sender<Vec<Record>>) -> ();
+    import(records: Vec<Record>) -> ();
+    counts() -> Counts;
+    clear() -> ();
 });
 
 /// What is said to somebody who wants to go on with an erased entry.

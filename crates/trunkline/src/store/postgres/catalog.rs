@@ -10,7 +10,7 @@ use crate::store::common::{int, uint};
 use crate::store::{Doc, DocChange, DocKind};
 
 /// A kind as it is stored: the word it has in JSON.
-fn word(kind: DocKind) -> String {
+pub(super) fn word(kind: DocKind) -> String {
     serde_json::to_value(kind).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
 }
 

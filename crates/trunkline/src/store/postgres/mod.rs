@@ -4,7 +4,9 @@
 //! nobody sets, [`keeper`] what the store does by itself. Nothing is held by a session: leases and claims are rows with an
 //! end, locks end with their transaction.
 
+mod audit;
 mod batch;
+mod caches;
 mod catalog;
 mod clock;
 mod errors;
@@ -12,13 +14,18 @@ mod idempotency;
 mod jobs;
 mod keeper;
 mod key;
+mod keys;
 mod link;
 mod lock;
 mod lot;
 mod registry;
+mod schedules;
 mod schema;
+mod secrets;
+mod sessions;
 mod target;
 mod targets;
+mod transfer;
 
 use std::fmt::{self, Debug};
 use std::sync::Arc;
@@ -26,7 +33,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +46,7 @@ use self::target::Target;
 use self::targets::Targets;
 use super::clock::Clock;
 use super::common::{SWEEP_ROWS, int};
+use super::transfer::{Counts, Record, TransferStore};
 use super::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
     LotFilter, LotRecord, LotSettle, LotState, Member, Scope, Store,
@@ -503,11 +511,56 @@ impl Store for PostgresStore {
             let step = idempotency::sweep(&db, rows).await?
                 + registry::sweep(&db, rows).await?
                 + jobs::sweep(&db, rows).await?
-                + lot::sweep(&db, rows).await?;
+                + lot::sweep(&db, rows).await?
+                + sessions::sweep(&db, rows).await?
+                + caches::sweep(&db, rows).await?
+                + schedules::sweep(&db, rows).await?;
             sum += step;
             if step < SWEEP_ROWS as u64 {
                 return Ok(sum);
             }
         }
+    }
+}
+
+#[async_trait]
+impl TransferStore for PostgresStore {
+    async fn export(&self, to: mpsc::Sender<Vec<Record>>) -> Result<()> {
+        let db = self.db().await?.snapshot().await?;
+        transfer::export(&db, &to).await?;
+        db.commit().await
+    }
+
+    async fn import(&self, records: Vec<Record>) -> Result<()> {
+        let mut targets = Vec::new();
+        for record in &records {
+            match record {
+                Record::Entry(entry) => {
+                    let entry = entry.entry()?;
+                    targets.push(self.target(&entry.address, &entry.group).await?);
+                }
+                Record::Indexed { address, group, .. } => targets.push(self.target(address, group).await?),
+                _ => {}
+            }
+        }
+        retried(|| async {
+            let db = self.begin().await?;
+            transfer::import(&db, self.shared.schema(), &records, &targets).await?;
+            db.commit().await
+        })
+        .await
+    }
+
+    async fn counts(&self) -> Result<Counts> {
+        transfer::counts(&self.db().await?).await
+    }
+
+    async fn clear(&self) -> Result<()> {
+        retried(|| async {
+            let db = self.begin().await?;
+            transfer::clear(&db, self.shared.schema()).await?;
+            db.commit().await
+        })
+        .await
     }
 }

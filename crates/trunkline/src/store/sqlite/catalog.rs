@@ -8,7 +8,7 @@ use super::errors::damaged;
 use crate::error::Result;
 use crate::store::{Doc, DocChange, DocKind};
 
-fn word(kind: DocKind) -> &'static str {
+pub(super) fn word(kind: DocKind) -> &'static str {
     match kind {
         DocKind::Product => "product",
         DocKind::Broker => "broker",

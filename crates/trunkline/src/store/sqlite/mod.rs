@@ -22,6 +22,7 @@ mod schedules;
 mod schema;
 mod secrets;
 mod sessions;
+mod transfer;
 mod writer;
 
 #[cfg(test)]
@@ -42,6 +43,7 @@ use self::db::Db;
 use self::writer::Job as Work;
 pub use super::clock::Clock;
 use super::common::SWEEP_ROWS;
+use super::transfer::{Counts, Record, TransferStore};
 use super::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,
     LotFilter, LotRecord, LotSettle, Member, Revocation, Scope, SessionKey, SessionRefreshed, SessionRenewal, SessionRow, SessionStore,
@@ -469,5 +471,24 @@ impl SessionStore for SqliteStore {
 
     async fn session_revocations(&self, after: u64) -> Result<Vec<Revocation>> {
         self.read(move |db| sessions::revocations(db, after)).await
+    }
+}
+
+#[async_trait]
+impl TransferStore for SqliteStore {
+    async fn export(&self, to: mpsc::Sender<Vec<Record>>) -> Result<()> {
+        self.read(move |db| transfer::export(db, &to)).await
+    }
+
+    async fn import(&self, records: Vec<Record>) -> Result<()> {
+        self.write(records.len(), move |db| transfer::import(db, &records)).await
+    }
+
+    async fn counts(&self) -> Result<Counts> {
+        self.read(transfer::counts).await
+    }
+
+    async fn clear(&self) -> Result<()> {
+        self.write(SWEEP_ROWS, transfer::clear).await
     }
 }

@@ -31,7 +31,7 @@ const COLUMNS: &str = "l.seq, l.state, l.id, l.chain, l.shard, l.position, l.due
     l.job, l.lost + (l.owner IS NOT NULL)::int, b.format, b.key, b.headers, b.payload, t.product, t.env, t.broker, t.topic, t.grp";
 
 /// Whole entries, in the order of `seqs`.
-async fn load(db: &Db, seqs: &[i64]) -> Result<Vec<LotEntry>> {
+pub(super) async fn load(db: &Db, seqs: &[i64]) -> Result<Vec<LotEntry>> {
     if seqs.is_empty() {
         return Ok(Vec::new());
     }
@@ -46,7 +46,6 @@ async fn load(db: &Db, seqs: &[i64]) -> Result<Vec<LotEntry>> {
 fn entry(row: &Row) -> Result<LotEntry> {
     let time = |at| uint(row.get(at));
     let attempts = |at| u32::try_from(row.get::<_, i64>(at)).unwrap_or(u32::MAX);
-    let event = Event::new(row.get(20), row.get(21)).map_err(|_| damaged("a topic of the lot has no valid tag"))?;
     if row.get::<_, i64>(14) != HEADERS_FORMAT {
         return Err(damaged("the headers of an entry of the lot have an unknown format"));
     }
@@ -58,7 +57,7 @@ fn entry(row: &Row) -> Result<LotEntry> {
             PUBLISH => LotState::Publish,
             _ => LotState::Dead,
         },
-        address: Address { product: row.get::<_, &str>(18).into(), env: row.get::<_, &str>(19).into(), event },
+        address: address(row, 18)?,
         group: row.get::<_, &str>(22).into(),
         chain: row.get::<_, Option<i64>>(3).map(i64::cast_unsigned),
         due_at: time(6),
@@ -79,8 +78,14 @@ fn entry(row: &Row) -> Result<LotEntry> {
     })
 }
 
+/// The address in four columns from `at` on.
+pub(super) fn address(row: &Row, at: usize) -> Result<Address> {
+    let event = Event::new(row.get(at + 2), row.get(at + 3)).map_err(|_| damaged("a topic of the lot has no valid tag"))?;
+    Ok(Address { product: row.get::<_, &str>(at).into(), env: row.get::<_, &str>(at + 1).into(), event })
+}
+
 /// A text of PostgreSQL holds no NUL.
-fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 

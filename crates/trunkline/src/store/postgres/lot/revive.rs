@@ -11,8 +11,8 @@ use crate::store::common::{RESULTS_MAX, uint};
 use crate::store::{LotEdit, LotEntry, LotFilter, LotState};
 
 /// A dead letter without a group was a delayed publish, and is one again.
-const BACK: &str = "UPDATE lot l SET state = CASE t.grp WHEN '' THEN 1 ELSE 0 END, due_at = $2,
-        ready_at = CASE WHEN l.chain IS NULL OR t.grp = '' THEN $2 END, owner = NULL, attempts = 0, lost = 0, reason = NULL, job = $3
+const BACK: &str = "UPDATE lot l SET state = CASE t.grp WHEN '' THEN 1 ELSE 0 END, due_at = $2::bigint,
+        ready_at = CASE WHEN l.chain IS NULL OR t.grp = '' THEN $2::bigint END, owner = NULL, attempts = 0, lost = 0, reason = NULL, job = $3
     FROM target t WHERE t.id = l.target AND l.seq = ANY($1) AND l.state = 2 RETURNING l.seq";
 
 /// Sets up to `limit` dead letters back to waiting and moves the job's cursor, counters and results with them, in a

@@ -80,6 +80,25 @@ pub(super) fn put(db: &Db, entries: &[LotEntry]) -> Result<()> {
     Ok(())
 }
 
+/// Puts an entry of a copy under its own number, with its hand-overs without an outcome. One whose message is there already
+/// stays away.
+pub(super) fn put_as(db: &Db, entry: &LotEntry) -> Result<()> {
+    let doing = "take a copy in";
+    put(db, std::slice::from_ref(entry))?;
+    let target = db.target(&entry.address, &entry.group)?;
+    let sql = "SELECT seq FROM lot WHERE target = ?1 AND id = ?2";
+    let put = db.first(doing, sql, params![target, &entry.message.id.as_bytes()[..]], |row| row.get::<_, i64>(0))?;
+    let Some(put) = put else { return Ok(()) };
+    let body = "INSERT INTO lot_body (seq, format, key, headers, payload) SELECT ?2, format, key, headers, payload FROM lot_body WHERE seq = ?1";
+    if put != int(entry.seq) {
+        // The body must have its entry at any moment, so it moves by way of a copy, at the end of the transaction's checks.
+        db.run(doing, "PRAGMA defer_foreign_keys = ON", [])?;
+        db.run(doing, body, [put, int(entry.seq)])?;
+        db.run(doing, "DELETE FROM lot_body WHERE seq = ?1", [put])?;
+    }
+    db.run(doing, "UPDATE lot SET seq = ?2, lost = ?3 WHERE seq = ?1", params![put, int(entry.seq), entry.deliveries]).map(drop)
+}
+
 /// Whether the chain has an entry that may be claimed, or is.
 fn has_active(db: &Db, target: i64, shard: u32, chain: i64) -> Result<bool> {
     Ok(active(db, target, shard, chain)?.is_some())
@@ -194,7 +213,7 @@ pub(super) fn discard(db: &Db, seqs: &[u64]) -> Result<u64> {
 }
 
 /// Whole entries, in the order of `seqs`.
-fn load(db: &Db, seqs: &[i64]) -> Result<Vec<LotEntry>> {
+pub(super) fn load(db: &Db, seqs: &[i64]) -> Result<Vec<LotEntry>> {
     let doing = "read the lot";
     let mut statement = db
         .conn
