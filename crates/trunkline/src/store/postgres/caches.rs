@@ -63,7 +63,7 @@ async fn crowded(db: &Db, scope: &str) {
 }
 
 async fn sent(db: &Db, key: &CacheKey, id: MessageId, owner: &str) -> Result<()> {
-    let sql = "UPDATE cache_value SET id = $3, sent_at = $5, expires_at = $5 + least(expiry, $6 - $5)
+    let sql = "UPDATE cache_value SET id = $3, sent_at = $5::bigint, expires_at = $5::bigint + least(expiry, $6::bigint - $5::bigint)
         WHERE scope = $1 AND hash = $2 AND owner = $4 AND sent_at IS NULL";
     db.run("note a result under a cache", sql, &[&key.scope, &&key.hash[..], &id.0, &owner, &db.now(), &i64::MAX]).await.map(drop)
 }
