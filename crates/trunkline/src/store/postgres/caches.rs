@@ -35,8 +35,7 @@ async fn claim(db: &Db, claim: &CacheClaim) -> Result<CacheClaimed> {
     let (expiry, old) = (int(millis(claim.expiry)), db.now().saturating_sub(int(millis(claim.expiry))));
     let (until, expires) = (db.after(claim.lease), db.after(claim.expiry.max(claim.lease)));
     let (event, now) = (claim.event.as_str(), db.now());
-    let values: [Param<'_>; 11] =
-        [&key.scope, &hash, &claim.env, &event, &claim.id.0, &claim.owner, &until, &expiry, &old, &expires, &now];
+    let values: [Param<'_>; 11] = [&key.scope, &hash, &claim.env, &event, &claim.id.0, &claim.owner, &until, &expiry, &old, &expires, &now];
     for _ in 0..ROUNDS {
         if let Some(row) = db.first(doing, CLAIM, &values).await? {
             if !row.get::<_, bool>(1) && key.hash[0] == 0 {

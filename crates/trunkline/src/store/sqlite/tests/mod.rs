@@ -40,10 +40,6 @@ impl Bed {
     fn open(&self) -> SqliteStore {
         SqliteStore::open(self.dir.path(), self.options()).unwrap()
     }
-
-    fn pass(&self, ms: u64) {
-        self.time.fetch_add(ms, Ordering::SeqCst);
-    }
 }
 
 fn address(topic: &str) -> Address {
