@@ -8,6 +8,7 @@ mod changes;
 mod clock;
 mod opening;
 mod restart;
+mod triggers;
 #[path = "../stores/mod.rs"]
 mod stores;
 
