@@ -331,6 +331,14 @@ forward_part!(ScheduleStore {
     schedule_next() -> Option<Millis>;
 });
 
+// A copy holds what is stored, sealed as it is.
+forward_part!(TransferStore {
+    export(to: mpsc::Sender<Vec<Record>>) -> ();
+    import(records: Vec<Record>) -> ();
+    counts() -> Counts;
+    clear() -> ();
+});
+
 /// What is said to somebody who wants to go on with an erased entry.
 pub(crate) fn erased(id: MessageId) -> Error {
     Error::new(crate::Code::MessageNotFound, format!("message {id} belonged to a session's subject that was erased: its content is gone"))

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, unreachable_pub, reason = "a test may panic, and has no outside")]
 
+mod audit;
 mod bed;
 mod changes;
 mod clock;

@@ -2,10 +2,13 @@
 
 use trunkline::Code;
 use trunkline::secret::MasterKey;
+use trunkline::store::audit::AuditStore;
 use trunkline::store::postgres::{Options, PostgresStore};
+use trunkline::store::schedule::ScheduleStore;
+use trunkline::store::secrets::SecretStore;
 use trunkline::store::{LotFilter, Store};
 
-use crate::bed::{Schema, server};
+use crate::bed::{Schema, psql, server};
 
 async fn refused(url: &str) -> String {
     let error = PostgresStore::open(url, Options::default()).await.unwrap_err();
@@ -27,6 +30,21 @@ async fn many_may_open_a_new_schema_at_once() {
     for store in &opened {
         store.close().await;
     }
+    bed.end().await;
+}
+
+#[tokio::test]
+async fn an_older_schema_is_brought_up_to_date_and_keeps_what_it_holds() {
+    const FIRST: &str = include_str!("../../src/store/postgres/schema/v1.sql");
+    let bed = Schema::new().await;
+    psql().await.batch_execute(&format!("CREATE SCHEMA {}", bed.name)).await.unwrap();
+    bed.sql(FIRST).await;
+    bed.sql("UPDATE meta SET value = 1 WHERE name = 'version'; UPDATE meta SET value = 7 WHERE name = 'catalog_version'").await;
+    let store = bed.store(bed.options()).await;
+    assert_eq!(store.catalog_version().await.unwrap(), 7);
+    assert_eq!(store.secrets().await.unwrap(), (7, vec![]));
+    assert_eq!(store.audit_head().await.unwrap(), (0, [0; 32]));
+    assert_eq!(store.schedule_next().await.unwrap(), None);
     bed.end().await;
 }
 

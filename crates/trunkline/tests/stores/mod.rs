@@ -2,9 +2,14 @@
 //!
 //! One list for all of them: `store_sqlite` and `store_postgres` run it, each with a bed of its own.
 
+pub mod access;
+pub mod audit;
+pub mod caches;
 pub mod idempotency;
 pub mod lot;
 pub mod rest;
+pub mod schedules;
+pub mod sessions;
 pub mod transfer;
 
 use std::sync::Arc;
@@ -66,6 +71,30 @@ macro_rules! store_tests {
         crate::stores::store_tests!($bed, transfer:
             a_backup_brings_everything_back
             half_a_backup_and_a_full_store_are_refused);
+        crate::stores::store_tests!($bed, access:
+            secrets_and_documents_change_together_or_not_at_all
+            a_key_is_written_once_and_then_only_revoked
+            one_version_covers_documents_secrets_and_keys);
+        crate::stores::store_tests!($bed, audit:
+            rows_of_racing_stores_make_one_chain
+            rows_are_found_by_what_they_say);
+        crate::stores::store_tests!($bed, caches:
+            the_life_of_a_value
+            of_racing_claims_one_produces
+            a_claim_is_given_back_by_its_owner_only);
+        crate::stores::store_tests!($bed, schedules:
+            a_due_schedule_is_claimed_by_one
+            what_a_dead_owner_was_firing_is_fired_again
+            a_failed_firing_waits_and_is_shown
+            a_change_of_state_ends_the_claim);
+        crate::stores::store_tests!($bed, sessions:
+            of_racing_keys_one_is_kept_and_a_retired_one_verifies_for_its_time
+            of_racing_subjects_one_is_kept
+            a_refresh_token_is_good_once_whoever_comes_first
+            sessions_are_ended_by_one_by_subject_and_all_together
+            pages_show_what_is_good_now
+            an_erased_subject_is_gone_and_starts_no_session
+            what_is_over_is_swept);
     };
     ($bed:expr, $part:ident: $($name:ident)*) => {
         mod $part {

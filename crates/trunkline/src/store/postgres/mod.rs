@@ -4,7 +4,9 @@
 //! nobody sets, [`keeper`] what the store does by itself. Nothing is held by a session: leases and claims are rows with an
 //! end, locks end with their transaction.
 
+mod audit;
 mod batch;
+mod caches;
 mod catalog;
 mod clock;
 mod errors;
@@ -12,11 +14,15 @@ mod idempotency;
 mod jobs;
 mod keeper;
 mod key;
+mod keys;
 mod link;
 mod lock;
 mod lot;
 mod registry;
+mod schedules;
 mod schema;
+mod secrets;
+mod sessions;
 mod target;
 mod targets;
 mod transfer;
@@ -505,7 +511,10 @@ impl Store for PostgresStore {
             let step = idempotency::sweep(&db, rows).await?
                 + registry::sweep(&db, rows).await?
                 + jobs::sweep(&db, rows).await?
-                + lot::sweep(&db, rows).await?;
+                + lot::sweep(&db, rows).await?
+                + sessions::sweep(&db, rows).await?
+                + caches::sweep(&db, rows).await?
+                + schedules::sweep(&db, rows).await?;
             sum += step;
             if step < SWEEP_ROWS as u64 {
                 return Ok(sum);

@@ -9,7 +9,8 @@ use super::lock;
 use crate::error::Result;
 
 /// One entry for each version; entry n brings a schema of version n to n + 1. Never change one that was released.
-const MIGRATIONS: &[&str] = &[include_str!("schema/v1.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema/v1.sql"), include_str!("schema/v2.sql"), include_str!("schema/v3.sql"), include_str!("schema/v4.sql")];
 
 /// The version this code writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;

@@ -85,7 +85,7 @@ pub(super) fn address(row: &Row, at: usize) -> Result<Address> {
 }
 
 /// A text of PostgreSQL holds no NUL.
-fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 

@@ -3,7 +3,6 @@
 mod caches;
 mod clock;
 mod opening;
-mod schedules;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,5 +1,8 @@
+//! Schedules: what is due is fired once, by whoever claimed it.
+
+use trunkline::store::schedule::{ScheduleFilter, ScheduleMessage, ScheduleRecord, ScheduleSettle, ScheduleState};
+
 use super::*;
-use crate::store::schedule::{ScheduleFilter, ScheduleMessage, ScheduleRecord, ScheduleSettle, ScheduleState, ScheduleStore};
 
 fn schedule(n: u64) -> ScheduleRecord {
     ScheduleRecord {
@@ -27,10 +30,8 @@ fn schedule(n: u64) -> ScheduleRecord {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_due_schedule_is_claimed_by_one() {
-    let bed = Bed::new();
-    let (a, b) = (bed.open(), bed.open());
+pub async fn a_due_schedule_is_claimed_by_one(bed: &dyn Bed) {
+    let (a, b) = (bed.open().await, bed.open().await);
     for n in 0..50 {
         a.schedule_add(&schedule(n)).await.unwrap();
     }
@@ -44,10 +45,8 @@ async fn a_due_schedule_is_claimed_by_one() {
     assert_eq!(a.schedule_next().await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn what_a_dead_owner_was_firing_is_fired_again() {
-    let bed = Bed::new();
-    let store = bed.open();
+pub async fn what_a_dead_owner_was_firing_is_fired_again(bed: &dyn Bed) {
+    let store = bed.open().await;
     let one = schedule(1);
     store.schedule_add(&one).await.unwrap();
     assert_eq!(store.schedule_get(one.id).await.unwrap(), Some(one.clone()));
@@ -68,10 +67,8 @@ async fn what_a_dead_owner_was_firing_is_fired_again() {
     assert_eq!(store.schedule_get(one.id).await.unwrap().unwrap().state, ScheduleState::Done);
 }
 
-#[tokio::test]
-async fn a_failed_firing_waits_and_is_shown() {
-    let bed = Bed::new();
-    let store = bed.open();
+pub async fn a_failed_firing_waits_and_is_shown(bed: &dyn Bed) {
+    let store = bed.open().await;
     let one = schedule(1);
     store.schedule_add(&one).await.unwrap();
     bed.pass(60_000);
@@ -89,11 +86,9 @@ async fn a_failed_firing_waits_and_is_shown() {
     assert_eq!(again.firing_at, Some(START + 60_000));
 }
 
-#[tokio::test]
-async fn a_change_of_state_ends_the_claim() {
+pub async fn a_change_of_state_ends_the_claim(bed: &dyn Bed) {
     use ScheduleState::{Active, Cancelled, Done, Paused};
-    let bed = Bed::new();
-    let store = bed.open();
+    let store = bed.open().await;
     let one = schedule(1);
     store.schedule_add(&one).await.unwrap();
     bed.pass(60_000);
