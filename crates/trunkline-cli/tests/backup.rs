@@ -42,8 +42,8 @@ impl Filled {
             let started = dir.json(&["sessions", "start", "user", &json!({ "userId": user }).to_string()]);
             dir.write(&format!("token-{user}"), started["token"].as_str().expect("a token"))
         };
-        let (token, erased) = (start("ann"), start("bob"));
-        dir.ok(&["sessions", "erase", "user", "--identifier", "bob", "--yes"]);
+        let (token, erased) = (start("canary-ann"), start("bob"));
+        dir.ok(&["sessions", "erase", "user", "bob", "--yes"]);
         let planned = dir.json(&["dispatch", EVENT, r#"{"orderId":"1","amount":1}"#, "--every", "1h"]);
         let schedule = dir.json(&["schedules", "show", planned["schedule_id"].as_str().expect("an id")]);
         let key = dir.ok(&["keys", "create", "--role", "admin", "--name", "root"]).trim().to_owned();
@@ -54,9 +54,10 @@ impl Filled {
     /// The copy at this URL is as good as the store was.
     fn holds_in(&self, url: &str) {
         let get = |args: &[&str]| json_of(&self.dir, &self.key, url, args);
-        assert_eq!(run(&self.dir, "", url, &["secrets", "list"]).code, 1, "without the key it stays shut");
+        // First of all, since what follows is audited too.
         assert_eq!(get(&["audit", "verify"]), json_of(&self.dir, &self.key, &self.url, &["audit", "verify"]));
-        assert_eq!(get(&["sessions", "verify", "user", "--token-file", &self.token])["data"], json!({ "userId": "ann" }));
+        assert_eq!(run(&self.dir, "", url, &["secrets", "list"]).code, 1, "without the key it stays shut");
+        assert_eq!(get(&["sessions", "verify", "user", "--token-file", &self.token])["data"], json!({ "userId": "canary-ann" }));
         assert_eq!(get(&["sessions", "verify", "user", "--token-file", &self.erased])["valid"], false);
         assert_eq!(get(&["sessions", "active", "user", "--identifier", "bob"])["sessions"], json!([]));
         let shown = get(&["schedules", "show", self.schedule["schedule_id"].as_str().expect("an id")]);
@@ -74,7 +75,7 @@ fn a_restored_store_verifies_resolves_and_stays_shut_as_before() {
     assert_eq!((&made["counts"]["secrets"], &made["counts"]["accessKeys"], &made["counts"]["schedules"]), (&json!(1), &json!(1), &json!(1)));
     let text = std::fs::read_to_string(dir.path().join("copy.ndjson")).expect("the backup");
     let master = std::fs::read_to_string(dir.path().join(".trunkline/master.key")).expect("the master key");
-    assert!(!text.contains(master.trim()) && !text.contains("ann") && !text.contains(key.as_str()), "nothing is open in it");
+    assert!(!text.contains(master.trim()) && !text.contains("canary-ann") && !text.contains(key.as_str()), "nothing is open in it");
     let refused = run(dir, key, &format!("sqlite:{}", dir.path().join("other").display()), &["store", "restore", "copy.ndjson"]);
     assert!(refused.code == 5 && refused.err.contains("master_key") && refused.err.contains("TRUNKLINE_MASTER_KEY"), "{}", refused.err);
 
