@@ -27,7 +27,8 @@ struct Filled {
     key: String,
     token: String,
     erased: String,
-    schedule: Value,
+    /// A schedule and when it is due.
+    schedule: (String, u64),
 }
 
 impl Filled {
@@ -37,7 +38,19 @@ impl Filled {
         dir.ok(&["brokers", "update", "order-events", "--on", "prd=EMBEDDED", "--config", &format!("prd={config}")]);
         assert_eq!(dir.run_with(&["secrets", "create", "PW"], b"one").code, 0);
         let selector = "$Session{userId}";
-        dir.ok(&["sessions", "define", "user", "--selector", selector, "--expiry", "7", "--period", "days", "--sample", r#"{"userId":"1"}"#]);
+        dir.ok(&[
+            "sessions",
+            "define",
+            "user",
+            "--selector",
+            selector,
+            "--expiry",
+            "7",
+            "--period",
+            "days",
+            "--sample",
+            r#"{"userId":"1"}"#,
+        ]);
         let start = |user: &str| {
             let started = dir.json(&["sessions", "start", "user", &json!({ "userId": user }).to_string()]);
             dir.write(&format!("token-{user}"), started["token"].as_str().expect("a token"))
@@ -45,10 +58,11 @@ impl Filled {
         let (token, erased) = (start("canary-ann"), start("bob"));
         dir.ok(&["sessions", "erase", "user", "bob", "--yes"]);
         let planned = dir.json(&["dispatch", EVENT, r#"{"orderId":"1","amount":1}"#, "--every", "1h"]);
-        let schedule = dir.json(&["schedules", "show", planned["schedule_id"].as_str().expect("an id")]);
+        let id = planned["schedule_id"].as_str().expect("an id").to_owned();
+        let due = dir.json(&["schedules", "show", &id])["nextAt"].as_u64().expect("a due time");
         let key = dir.ok(&["keys", "create", "--role", "admin", "--name", "root"]).trim().to_owned();
         let url = format!("sqlite:{}", dir.path().join(".trunkline").display());
-        Filled { dir, url, key, token, erased, schedule }
+        Filled { dir, url, key, token, erased, schedule: (id, due) }
     }
 
     /// The copy at this URL is as good as the store was.
@@ -60,8 +74,8 @@ impl Filled {
         assert_eq!(get(&["sessions", "verify", "user", "--token-file", &self.token])["data"], json!({ "userId": "canary-ann" }));
         assert_eq!(get(&["sessions", "verify", "user", "--token-file", &self.erased])["valid"], false);
         assert_eq!(get(&["sessions", "active", "user", "--identifier", "bob"])["sessions"], json!([]));
-        let shown = get(&["schedules", "show", self.schedule["schedule_id"].as_str().expect("an id")]);
-        assert_eq!((&shown["next_at"], &shown["state"]), (&self.schedule["next_at"], &self.schedule["state"]));
+        let shown = get(&["schedules", "show", &self.schedule.0]);
+        assert_eq!((&shown["nextAt"], &shown["state"]), (&json!(self.schedule.1), &json!("active")));
         // Its broker's config asks for the secret, which is opened with the master key.
         get(&["produce", EVENT, r#"{"orderId":"2","amount":2}"#]);
     }
@@ -72,7 +86,10 @@ fn a_restored_store_verifies_resolves_and_stays_shut_as_before() {
     let filled = Filled::new();
     let Filled { dir, url, key, .. } = &filled;
     let made = json_of(dir, key, url, &["store", "backup", "copy.ndjson"]);
-    assert_eq!((&made["counts"]["secrets"], &made["counts"]["accessKeys"], &made["counts"]["schedules"]), (&json!(1), &json!(1), &json!(1)));
+    assert_eq!(
+        (&made["counts"]["secrets"], &made["counts"]["accessKeys"], &made["counts"]["schedules"]),
+        (&json!(1), &json!(1), &json!(1))
+    );
     let text = std::fs::read_to_string(dir.path().join("copy.ndjson")).expect("the backup");
     let master = std::fs::read_to_string(dir.path().join(".trunkline/master.key")).expect("the master key");
     assert!(!text.contains(master.trim()) && !text.contains("canary-ann") && !text.contains(key.as_str()), "nothing is open in it");

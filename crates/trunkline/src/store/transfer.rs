@@ -270,8 +270,21 @@ pub struct Counts {
 impl Counts {
     /// The tables that are counted, in the order of [`of`](Self::of).
     pub(super) const TABLES: [&'static str; 15] = [
-        "doc", "lot", "idempotency", "dedupe", "job", "secret", "access_key", "audit", "session_key", "subject", "session",
-        "session_refresh", "session_revocation", "cache_value", "schedule",
+        "doc",
+        "lot",
+        "idempotency",
+        "dedupe",
+        "job",
+        "secret",
+        "access_key",
+        "audit",
+        "session_key",
+        "subject",
+        "session",
+        "session_refresh",
+        "session_revocation",
+        "cache_value",
+        "schedule",
     ];
 
     /// One query for the counts of all tables.
@@ -481,7 +494,13 @@ fn line(out: &mut impl std::io::Write, value: &impl Serialize) -> std::io::Resul
 /// # Errors
 /// `STORE_FAILED` as [`copy`]; with reason `damaged` if the file is no whole backup (nothing is changed then), `master_key` if it
 /// was sealed with another master key than `key_id`.
-pub async fn restore(store: &dyn Store, key_id: &str, file: &Path, force: bool, progress: &(dyn Fn(Counts) + Send + Sync)) -> Result<Counts> {
+pub async fn restore(
+    store: &dyn Store,
+    key_id: &str,
+    file: &Path,
+    force: bool,
+    progress: &(dyn Fn(Counts) + Send + Sync),
+) -> Result<Counts> {
     // Read to its end first: what is there is not given up for half a backup.
     read(file, key_id, |_| Ok(()))?;
     make_room(store, force).await?;

@@ -153,14 +153,19 @@ fn session(id: &str, subject: &str) -> SessionRow {
 
 /// A subject that stays, whose session was refreshed, and one that was erased; a key that was rotated.
 async fn fill_sessions(store: &dyn Store) {
-    for (id, purpose, retire) in [("a", SessionKeyUse::Sign, None), ("d", SessionKeyUse::Digest, None), ("b", SessionKeyUse::Sign, Some(START + 500))] {
+    for (id, purpose, retire) in
+        [("a", SessionKeyUse::Sign, None), ("d", SessionKeyUse::Digest, None), ("b", SessionKeyUse::Sign, Some(START + 500))]
+    {
         let key = SessionKey { id: id.to_owned(), purpose, sealed: format!("sealed {id}"), created_at: START, verify_until: None };
         store.session_key_add(&key, retire).await.unwrap();
     }
     for who in 1..=2u8 {
         let id = format!("subject-{who}");
         let (product, tag, identifier, key) = ("shop".to_owned(), "web".to_owned(), "sealed".to_owned(), "sealed key".to_owned());
-        store.subject_of(&Subject { id: id.clone(), product, tag, digest: vec![who; 32], identifier, key, created_at: START }).await.unwrap();
+        store
+            .subject_of(&Subject { id: id.clone(), product, tag, digest: vec![who; 32], identifier, key, created_at: START })
+            .await
+            .unwrap();
         assert!(store.session_start(&session(&format!("session-{who}"), &id), &[who; 32]).await.unwrap());
     }
     let next = SessionRenewal { hash: [11; 32], at: START, expires_at: START + 60_000, refresh_until: START + 3_600_000 };

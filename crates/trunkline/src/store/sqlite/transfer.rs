@@ -7,8 +7,8 @@ use super::db::{Db, int, message_id, uint};
 use super::errors::{Doing, damaged};
 use super::{jobs, lot};
 use crate::error::{Error, Result};
-use crate::store::transfer::{BATCH, Counts, KeyRecord, Record, base64};
 use crate::store::DocKind;
+use crate::store::transfer::{BATCH, Counts, KeyRecord, Record, base64};
 
 mod rows;
 
@@ -41,7 +41,9 @@ pub(super) fn export(db: &Db, to: &mpsc::Sender<Vec<Record>>) -> Result<()> {
     let mut after = 0;
     loop {
         let seqs: Vec<i64> =
-            db.all("copy the lot", "SELECT seq FROM lot WHERE seq > ?1 ORDER BY seq LIMIT ?2", params![after, BATCH as i64], |row| row.get(0))?;
+            db.all("copy the lot", "SELECT seq FROM lot WHERE seq > ?1 ORDER BY seq LIMIT ?2", params![after, BATCH as i64], |row| {
+                row.get(0)
+            })?;
         let Some(last) = seqs.last() else { break };
         after = *last;
         for entry in lot::load(db, &seqs)? {
@@ -131,7 +133,11 @@ pub(super) fn import(db: &Db, records: &[Record]) -> Result<()> {
             )?),
             Record::Indexed { address, group, next } => {
                 let target = db.target(address, &group.as_str().into())?;
-                db.run("take a copy in", "INSERT OR IGNORE INTO lot_indexed (target, next) VALUES (?1, ?2)", params![target, next.cast_signed()])?;
+                db.run(
+                    "take a copy in",
+                    "INSERT OR IGNORE INTO lot_indexed (target, next) VALUES (?1, ?2)",
+                    params![target, next.cast_signed()],
+                )?;
             }
             other => drop(rows::put(db, other)?),
         }

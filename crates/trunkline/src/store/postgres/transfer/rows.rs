@@ -22,10 +22,7 @@ pub(super) const ROWS: [(&str, Read); 11] = [
     ("SELECT seq, hash FROM audit_head", |row| Ok(Record::AuditHead { seq: row.get(0), hash: Blob(row.get(1)) })),
     ("SELECT id, purpose, sealed, created_at, verify_until FROM session_key ORDER BY id", session_key),
     ("SELECT id, product, tag, digest, identifier, key, created_at FROM subject ORDER BY id", subject),
-    (
-        "SELECT id, product, tag, subject, env, data, started_at, refreshed_at, expires_at, refresh_until FROM session ORDER BY id",
-        session,
-    ),
+    ("SELECT id, product, tag, subject, env, data, started_at, refreshed_at, expires_at, refresh_until FROM session ORDER BY id", session),
     ("SELECT hash, session, used FROM session_refresh ORDER BY hash", |row| {
         Ok(Record::Refresh { hash: Blob(row.get(0)), session: row.get(1), used: row.get(2) })
     }),
@@ -189,9 +186,7 @@ pub(super) async fn put(db: &Db, record: &Record) -> Result<u64> {
             let (previous, hash) = (&of.previous.0, &of.hash.0);
             db.run(DOING, sql, &[&of.seq, &of.at, &of.actor, &of.call, &of.target, &of.outcome, previous, hash]).await
         }
-        Record::AuditHead { seq, hash } => {
-            db.run(DOING, "UPDATE audit_head SET seq = $1, hash = $2 WHERE seq < $1", &[seq, &hash.0]).await
-        }
+        Record::AuditHead { seq, hash } => db.run(DOING, "UPDATE audit_head SET seq = $1, hash = $2 WHERE seq < $1", &[seq, &hash.0]).await,
         Record::CacheValue(of) => {
             let sql = "INSERT INTO cache_value (scope, hash, env, event, id, owner, until, expiry, sent_at, expires_at, taken_over)
                 VALUES ($1, $2, $3, $4, $5, '', 0, $6, $7, $8, true) ON CONFLICT DO NOTHING";

@@ -24,10 +24,7 @@ pub(super) const ROWS: [(&str, Read); 11] = [
     ("SELECT seq, hash FROM audit_head", |row| Ok(Record::AuditHead { seq: row.get(0)?, hash: blob(row, 1)? })),
     ("SELECT id, purpose, sealed, created_at, verify_until FROM session_key ORDER BY id", session_key),
     ("SELECT id, product, tag, digest, identifier, key, created_at FROM subject ORDER BY id", subject),
-    (
-        "SELECT id, product, tag, subject, env, data, started_at, refreshed_at, expires_at, refresh_until FROM session ORDER BY id",
-        session,
-    ),
+    ("SELECT id, product, tag, subject, env, data, started_at, refreshed_at, expires_at, refresh_until FROM session ORDER BY id", session),
     ("SELECT hash, session, used FROM session_refresh ORDER BY hash", |row| {
         Ok(Record::Refresh { hash: blob(row, 0)?, session: row.get(1)?, used: row.get(2)? })
     }),
@@ -203,11 +200,10 @@ pub(super) fn put(db: &Db, record: &Record) -> Result<usize> {
                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
             db.run(DOING, sql, params![of.seq, of.at, of.actor, of.call, of.target, of.outcome, of.previous.0, of.hash.0])
         }
-        Record::AuditHead { seq, hash } => {
-            db.run(DOING, "UPDATE audit_head SET seq = ?1, hash = ?2 WHERE seq < ?1", params![seq, hash.0])
-        }
+        Record::AuditHead { seq, hash } => db.run(DOING, "UPDATE audit_head SET seq = ?1, hash = ?2 WHERE seq < ?1", params![seq, hash.0]),
         Record::CacheValue(of) => {
-            let sql = "INSERT OR IGNORE INTO cache_value (scope, hash, env, event, id, owner, until, expiry, sent_at, expires_at, taken_over)
+            let sql =
+                "INSERT OR IGNORE INTO cache_value (scope, hash, env, event, id, owner, until, expiry, sent_at, expires_at, taken_over)
                 VALUES (?1, ?2, ?3, ?4, ?5, '', 0, ?6, ?7, ?8, 1)";
             let id = &of.id.as_bytes()[..];
             db.run(DOING, sql, params![of.scope, of.hash.0, of.env, of.event, id, of.expiry, of.sent_at, of.expires_at])
