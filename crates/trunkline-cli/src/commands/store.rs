@@ -20,9 +20,10 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Copies catalogue, lot, idempotency keys and jobs from one store into another
+    /// Copies everything that one store holds into another
     ///
-    /// Stop the processes that use either of them first. The source is only read. Both need the same master key.
+    /// Stop the processes that use either of them first. The source is only read. What is sealed stays sealed, so both need the same
+    /// master key.
     #[command(
         after_help = "Example:\n  trunkline store migrate --from sqlite:.trunkline --to postgres://app@db/app\n\nA password is better given in PGPASSWORD than on the command line."
     )]
@@ -33,13 +34,14 @@ enum Verb {
         /// Where to; it must be empty
         #[arg(long, value_name = "URL")]
         to: String,
-        /// Replaces everything that is in the target
+        /// Replaces everything that is in the target, its audit too
         #[arg(long)]
         force: bool,
     },
     /// Writes a copy of the store, as of one moment, into a new file
     ///
-    /// It may be in use meanwhile. Payloads in the file are not encrypted, credentials are; the master key is not part of it.
+    /// It may be in use meanwhile. Credentials, secrets, session keys and what belongs to sessions are sealed in the file, other
+    /// payloads are not; the master key is not part of it.
     #[command(after_help = "Example:\n  trunkline store backup trunkline-2026-11-22.ndjson")]
     Backup {
         /// The file
@@ -53,7 +55,7 @@ enum Verb {
     Restore {
         /// The file
         file: PathBuf,
-        /// Replaces everything that is in the store
+        /// Replaces everything that is in the store, its audit too
         #[arg(long)]
         force: bool,
     },
@@ -115,7 +117,20 @@ fn progress(ctx: &Ctx) -> Arc<dyn Fn(Counts) + Send + Sync> {
 }
 
 fn done(counts: Counts, what: &str, ctx: &Ctx) -> Result<()> {
-    let [docs, entries, keys, jobs] = [counts.docs, counts.entries, counts.keys, counts.jobs].map(output::count);
-    let text = format!("{what}: {docs} documents, {entries} entries of the lot, {keys} idempotency keys, {jobs} jobs; all are there");
+    let kinds = [
+        (counts.docs, "documents"),
+        (counts.entries, "entries of the lot"),
+        (counts.keys, "idempotency keys"),
+        (counts.jobs, "jobs"),
+        (counts.secrets, "secrets"),
+        (counts.access_keys, "access keys"),
+        (counts.audit, "rows of the audit"),
+        (counts.subjects, "subjects"),
+        (counts.sessions, "sessions"),
+        (counts.cache_values, "cached results"),
+        (counts.schedules, "schedules"),
+    ];
+    let shown = kinds.iter().filter(|(count, _)| *count > 0).map(|(count, kind)| format!("{} {kind}", output::count(*count)));
+    let text = format!("{what}: {}; all are there", shown.collect::<Vec<_>>().join(", "));
     ctx.done(&json!({ "counts": counts, "verified": true }), text)
 }

@@ -334,12 +334,6 @@ forward_part!(ScheduleStore {
 });
 
 // A copy holds what is stored, sealed as it is.
-forward_part!(TransferStore {
-    export(to: mpsc::Sender<Vec<Record>>) -> ();
-    import(records: Vec<Record>) -> ();
-    counts() -> Counts;
-    clear() -> ();
-});
 
 /// What is said to somebody who wants to go on with an erased entry.
 pub(crate) fn erased(id: MessageId) -> Error {

@@ -16,15 +16,22 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+pub use self::rows::{
+    AccessKeyRecord, AuditRecord, Blob, CacheRecord, RevocationRecord, ScheduleRow, SecretRecord, SessionKeyRecord, SessionRecord,
+    SubjectRecord,
+};
 use super::{Address, DocKind, Job, LotEntry, LotMessage, LotState, Store};
 use crate::delivery::Position;
 use crate::error::{Error, Result};
 use crate::message::{Headers, MessageId, Millis, now_ms};
 
+mod rows;
+
 /// How many records go together.
 pub(super) const BATCH: usize = 500;
-/// The layout of a file that this code writes and knows.
-const FORMAT: u32 = 1;
+/// The layout of a file that this code writes; it knows those before it too. 2 added secrets, access keys, the audit, sessions,
+/// caches and schedules.
+const FORMAT: u32 = 2;
 
 /// A part of a store that can be copied.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,6 +77,40 @@ pub enum Record {
         /// The next offset.
         next: u64,
     },
+    /// A secret.
+    Secret(Box<SecretRecord>),
+    /// An access key.
+    AccessKey(Box<AccessKeyRecord>),
+    /// A row of the audit.
+    Audit(Box<AuditRecord>),
+    /// Where the audit ends, as it is noted beside its rows.
+    AuditHead {
+        /// The number of the last row.
+        seq: i64,
+        /// Its hash.
+        hash: Blob,
+    },
+    /// A key of the workspace's sessions.
+    SessionKey(Box<SessionKeyRecord>),
+    /// A subject of sessions.
+    Subject(Box<SubjectRecord>),
+    /// A session.
+    Session(Box<SessionRecord>),
+    /// A refresh token of a session.
+    Refresh {
+        /// Its hash.
+        hash: Blob,
+        /// The session.
+        session: String,
+        /// Whether it was exchanged.
+        used: bool,
+    },
+    /// Something of sessions that was taken back.
+    Revocation(Box<RevocationRecord>),
+    /// A message under a cache.
+    CacheValue(Box<CacheRecord>),
+    /// A schedule.
+    Schedule(Box<ScheduleRow>),
 }
 
 /// An idempotency key as it is stored.
@@ -190,9 +231,9 @@ fn broken(why: &str) -> Error {
     Error::store(format!("the copy is damaged: {why}")).reason("damaged").next("use another backup")
 }
 
-/// How many records a store or a copy has, by kind.
+/// How many records a store or a copy has, by kind. What an older file does not count, it does not hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct Counts {
     /// Documents of the catalogue.
     pub docs: u64,
@@ -204,27 +245,126 @@ pub struct Counts {
     pub handled: u64,
     /// Jobs.
     pub jobs: u64,
+    /// Secrets.
+    pub secrets: u64,
+    /// Access keys, the revoked ones too.
+    pub access_keys: u64,
+    /// Rows of the audit.
+    pub audit: u64,
+    /// Keys of the workspace's sessions.
+    pub session_keys: u64,
+    /// Subjects of sessions, the erased ones too.
+    pub subjects: u64,
+    /// Sessions.
+    pub sessions: u64,
+    /// Refresh tokens, the exchanged ones too.
+    pub refreshes: u64,
+    /// What was taken back of sessions.
+    pub revocations: u64,
+    /// Messages under caches.
+    pub cache_values: u64,
+    /// Schedules.
+    pub schedules: u64,
 }
 
 impl Counts {
+    /// The tables that are counted, in the order of [`of`](Self::of).
+    pub(super) const TABLES: [&'static str; 15] = [
+        "doc",
+        "lot",
+        "idempotency",
+        "dedupe",
+        "job",
+        "secret",
+        "access_key",
+        "audit",
+        "session_key",
+        "subject",
+        "session",
+        "session_refresh",
+        "session_revocation",
+        "cache_value",
+        "schedule",
+    ];
+
+    /// One query for the counts of all tables.
+    pub(super) fn query() -> String {
+        let counts: Vec<String> = Self::TABLES.iter().map(|table| format!("(SELECT count(*) FROM {table})")).collect();
+        format!("SELECT {}", counts.join(", "))
+    }
+
+    /// The counts of [`TABLES`](Self::TABLES).
+    pub(super) fn of(counts: [u64; 15]) -> Self {
+        let [docs, entries, keys, handled, jobs, secrets, access_keys, audit, session_keys, ..] = counts;
+        let [.., subjects, sessions, refreshes, revocations, cache_values, schedules] = counts;
+        Counts {
+            docs,
+            entries,
+            keys,
+            handled,
+            jobs,
+            secrets,
+            access_keys,
+            audit,
+            session_keys,
+            subjects,
+            sessions,
+            refreshes,
+            revocations,
+            cache_values,
+            schedules,
+        }
+    }
+
+    fn all(&self) -> [u64; 15] {
+        [
+            self.docs,
+            self.entries,
+            self.keys,
+            self.handled,
+            self.jobs,
+            self.secrets,
+            self.access_keys,
+            self.audit,
+            self.session_keys,
+            self.subjects,
+            self.sessions,
+            self.refreshes,
+            self.revocations,
+            self.cache_values,
+            self.schedules,
+        ]
+    }
+
     /// Counts these records too.
     pub fn add(&mut self, records: &[Record]) {
         for record in records {
-            match record {
-                Record::Doc { .. } => self.docs += 1,
-                Record::Entry(_) => self.entries += 1,
-                Record::Key(_) => self.keys += 1,
-                Record::Handled { .. } => self.handled += 1,
-                Record::Job(_) => self.jobs += 1,
-                Record::Lease { .. } | Record::Indexed { .. } => {}
-            }
+            let count = match record {
+                Record::Doc { .. } => &mut self.docs,
+                Record::Entry(_) => &mut self.entries,
+                Record::Key(_) => &mut self.keys,
+                Record::Handled { .. } => &mut self.handled,
+                Record::Job(_) => &mut self.jobs,
+                Record::Secret(_) => &mut self.secrets,
+                Record::AccessKey(_) => &mut self.access_keys,
+                Record::Audit(_) => &mut self.audit,
+                Record::SessionKey(_) => &mut self.session_keys,
+                Record::Subject(_) => &mut self.subjects,
+                Record::Session(_) => &mut self.sessions,
+                Record::Refresh { .. } => &mut self.refreshes,
+                Record::Revocation(_) => &mut self.revocations,
+                Record::CacheValue(_) => &mut self.cache_values,
+                Record::Schedule(_) => &mut self.schedules,
+                Record::Lease { .. } | Record::Indexed { .. } | Record::AuditHead { .. } => continue,
+            };
+            *count += 1;
         }
     }
 
     /// How many in all.
     #[must_use]
     pub fn sum(&self) -> u64 {
-        self.docs + self.entries + self.keys + self.handled + self.jobs
+        self.all().iter().sum()
     }
 }
 

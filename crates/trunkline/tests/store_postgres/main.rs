@@ -8,8 +8,8 @@ mod changes;
 mod clock;
 mod opening;
 mod restart;
-mod triggers;
 #[path = "../stores/mod.rs"]
 mod stores;
+mod triggers;
 
 stores::store_tests!(crate::bed::Schema::new());

@@ -70,7 +70,9 @@ macro_rules! store_tests {
             a_closed_store_says_so_and_finishes_what_it_was_given);
         crate::stores::store_tests!($bed, transfer:
             a_backup_brings_everything_back
-            half_a_backup_and_a_full_store_are_refused);
+            half_a_backup_and_a_full_store_are_refused
+            what_is_sealed_signed_and_due_comes_back_as_it_was
+            a_file_of_the_version_before_restores_and_one_of_the_next_does_not);
         crate::stores::store_tests!($bed, access:
             secrets_and_documents_change_together_or_not_at_all
             a_key_is_written_once_and_then_only_revoked

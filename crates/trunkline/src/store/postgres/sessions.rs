@@ -286,6 +286,25 @@ impl SessionStore for PostgresStore {
         Ok(self.db().await?.first("look up a subject", &sql, &[&id]).await?.as_ref().map(subject))
     }
 
+    async fn subjects_after(&self, after: &str, limit: usize) -> Result<Vec<Subject>> {
+        let sql = format!("SELECT {SUBJECT} FROM subject u WHERE u.id > $1 AND u.key <> '' ORDER BY u.id LIMIT $2");
+        let rows = self.db().await?.all("read subjects", &sql, &[&after, &(limit as i64)]).await?;
+        Ok(rows.iter().map(subject).collect())
+    }
+
+    async fn session_resealed(&self, keys: Vec<SessionKey>, subjects: Vec<Subject>) -> Result<()> {
+        let db = self.db().await?;
+        for key in &keys {
+            let sql = "UPDATE session_key SET sealed = $2 WHERE id = $1";
+            db.run("keep a key of sessions", sql, &[&key.id, &key.sealed]).await?;
+        }
+        for of in &subjects {
+            let sql = "UPDATE subject SET identifier = $2, key = $3 WHERE id = $1 AND key <> ''";
+            db.run("keep a subject", sql, &[&of.id, &of.identifier, &of.key]).await?;
+        }
+        Ok(())
+    }
+
     async fn subjects_with(&self, product: &str, digest: &[u8]) -> Result<Vec<String>> {
         let sql = "SELECT id FROM subject WHERE product = $1 AND digest = $2 ORDER BY id";
         let rows = self.db().await?.all("look up subjects", sql, &[&product, &digest]).await?;

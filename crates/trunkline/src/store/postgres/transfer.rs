@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 use crate::store::common::{int, uint};
 use crate::store::transfer::{BATCH, Counts, KeyRecord, Record, base64};
 
+mod rows;
+
 /// The rows of a page.
 const PAGE: i64 = BATCH as i64;
 
@@ -35,8 +37,8 @@ pub(super) async fn export(db: &Db, to: &mpsc::Sender<Vec<Record>>) -> Result<()
         let entries = lot::load(db, &seqs).await?;
         send(to, entries.iter().map(|entry| Record::Entry(Box::new(entry.into()))).collect()).await?;
     }
-    for (number, (query, record)) in ROWS.into_iter().enumerate() {
-        paged(db, to, number, query, record).await?;
+    for (number, (query, record)) in ROWS.iter().chain(&rows::ROWS).enumerate() {
+        paged(db, to, number, query, *record).await?;
     }
     for row in db.all("copy the jobs", "SELECT id FROM job ORDER BY id", &[]).await? {
         if let Some(job) = jobs::get(db, row.get(0)).await? {
@@ -48,7 +50,7 @@ pub(super) async fn export(db: &Db, to: &mpsc::Sender<Vec<Record>>) -> Result<()
 
 /// All rows of a query, a page at a time. Each query has a cursor of its own name: what is fetched from one is prepared once,
 /// with its columns.
-async fn paged(db: &Db, to: &mpsc::Sender<Vec<Record>>, number: usize, query: &str, record: fn(&Row) -> Result<Record>) -> Result<()> {
+async fn paged(db: &Db, to: &mpsc::Sender<Vec<Record>>, number: usize, query: &str, record: Read) -> Result<()> {
     let doing = "copy the store";
     db.batch(doing, &format!("DECLARE page_{number} CURSOR FOR {query}")).await?;
     loop {
@@ -97,6 +99,8 @@ pub(super) async fn import(db: &Db, schema: &str, records: &[Record], targets: &
     let mut docs = 0;
     for record in records {
         match record {
+            // These follow the catalogue's version too.
+            Record::Secret(_) | Record::AccessKey(_) => docs += rows::put(db, record).await?,
             Record::Doc { kind, path, body } => {
                 let sql = "INSERT INTO doc (kind, path, body) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
                 docs += db.run(doing, sql, &[&catalog::word(*kind), path, &body.to_string()]).await?;
@@ -121,6 +125,7 @@ pub(super) async fn import(db: &Db, schema: &str, records: &[Record], targets: &
                 let sql = "INSERT INTO lot_indexed (target, next) VALUES ($1, $2) ON CONFLICT DO NOTHING";
                 db.run(doing, sql, &[&target()?, &next.cast_signed()]).await?;
             }
+            other => drop(rows::put(db, other).await?),
         }
     }
     entries_in(db, schema, &entries).await?;
@@ -157,16 +162,15 @@ async fn changed(db: &Db, schema: &str) -> Result<()> {
 
 /// How many records there are.
 pub(super) async fn counts(db: &Db) -> Result<Counts> {
-    let sql = "SELECT (SELECT count(*) FROM doc), (SELECT count(*) FROM lot), (SELECT count(*) FROM idempotency),
-        (SELECT count(*) FROM dedupe), (SELECT count(*) FROM job)";
-    let row = db.first("count the store", sql, &[]).await?.ok_or_else(|| damaged("it cannot be counted"))?;
-    let count = |at| uint(row.get(at));
-    Ok(Counts { docs: count(0), entries: count(1), keys: count(2), handled: count(3), jobs: count(4) })
+    let row = db.first("count the store", &Counts::query(), &[]).await?.ok_or_else(|| damaged("it cannot be counted"))?;
+    Ok(Counts::of(std::array::from_fn(|at| uint(row.get(at)))))
 }
 
-/// Removes every record, in a transaction.
+/// Removes every record, the audit with them, in a transaction: what takes their place brings its own.
 pub(super) async fn clear(db: &Db, schema: &str) -> Result<()> {
-    let sql = "DELETE FROM doc; TRUNCATE lot, lot_body, lot_start, lot_indexed, idempotency, dedupe, job";
-    db.batch("empty the store", sql).await?;
+    rows::clear_audit(db).await?;
+    let tables: Vec<&str> = Counts::TABLES.into_iter().filter(|table| !["doc", "audit"].contains(table)).collect();
+    let sql = format!("DELETE FROM doc; TRUNCATE {}, lot_body, lot_start, lot_indexed", tables.join(", "));
+    db.batch("empty the store", &sql).await?;
     changed(db, schema).await
 }

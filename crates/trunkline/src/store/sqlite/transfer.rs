@@ -4,11 +4,13 @@ use rusqlite::{Row, params};
 use tokio::sync::mpsc;
 
 use super::db::{Db, int, message_id, uint};
-use super::errors::damaged;
+use super::errors::{Doing, damaged};
 use super::{jobs, lot};
 use crate::error::{Error, Result};
 use crate::store::DocKind;
 use crate::store::transfer::{BATCH, Counts, KeyRecord, Record, base64};
+
+mod rows;
 
 /// Where batches go; it waits until the one before was taken.
 struct Out<'a> {
@@ -48,11 +50,8 @@ pub(super) fn export(db: &Db, to: &mpsc::Sender<Vec<Record>>) -> Result<()> {
             out.push(Record::Entry(Box::new((&entry).into())))?;
         }
     }
-    for (sql, read) in ROWS {
-        // Read as a whole: these rows are short, and their number is bounded by their windows.
-        for record in db.all("copy the store", sql, [], read)? {
-            out.push(record)?;
-        }
+    for (sql, read) in ROWS.iter().chain(&rows::ROWS) {
+        stream(db, sql, *read, &mut out)?;
     }
     for id in db.all("copy the jobs", "SELECT id FROM job ORDER BY id", [], |row| row.get::<_, String>(0))? {
         if let Some(job) = jobs::get(db, &id)? {
@@ -65,6 +64,17 @@ pub(super) fn export(db: &Db, to: &mpsc::Sender<Vec<Record>>) -> Result<()> {
         out.push(Record::Indexed { address, group: group.to_string(), next: next.cast_unsigned() })?;
     }
     out.send()
+}
+
+/// Sends the rows of a query one after the other, so that no table has to fit into memory.
+fn stream(db: &Db, sql: &str, read: Read, out: &mut Out<'_>) -> Result<()> {
+    let doing = "copy the store";
+    let mut statement = db.conn.prepare_cached(sql).doing(doing)?;
+    let mut found = statement.query([]).doing(doing)?;
+    while let Some(row) = found.next().doing(doing)? {
+        out.push(read(row).doing(doing)?)?;
+    }
+    Ok(())
 }
 
 type Read = fn(&Row<'_>) -> rusqlite::Result<Record>;
@@ -91,6 +101,8 @@ pub(super) fn import(db: &Db, records: &[Record]) -> Result<()> {
     let mut docs = 0;
     for record in records {
         match record {
+            // These follow the catalogue's version too.
+            Record::Secret(_) | Record::AccessKey(_) => docs += rows::put(db, record)?,
             Record::Doc { kind, path, body } => docs += doc(db, *kind, path, &body.to_string())?,
             Record::Entry(entry) => {
                 let entry = entry.entry()?;
@@ -127,6 +139,7 @@ pub(super) fn import(db: &Db, records: &[Record]) -> Result<()> {
                     params![target, next.cast_signed()],
                 )?;
             }
+            other => drop(rows::put(db, other)?),
         }
     }
     if docs > 0 { changed(db) } else { Ok(()) }
@@ -143,18 +156,20 @@ fn changed(db: &Db) -> Result<()> {
 
 /// How many records there are.
 pub(super) fn counts(db: &Db) -> Result<Counts> {
-    let sql = "SELECT (SELECT count(*) FROM doc), (SELECT count(*) FROM lot), (SELECT count(*) FROM idempotency),
-        (SELECT count(*) FROM dedupe), (SELECT count(*) FROM job)";
-    let found = db.first("count the store", sql, [], |row| {
-        let count = |at| row.get::<_, i64>(at).map(uint);
-        Ok(Counts { docs: count(0)?, entries: count(1)?, keys: count(2)?, handled: count(3)?, jobs: count(4)? })
+    let found = db.first("count the store", &Counts::query(), [], |row| {
+        let mut counts = [0; Counts::TABLES.len()];
+        for (at, count) in counts.iter_mut().enumerate() {
+            *count = uint(row.get(at)?);
+        }
+        Ok(Counts::of(counts))
     })?;
     found.ok_or_else(|| damaged("it cannot be counted"))
 }
 
-/// Removes every record.
+/// Removes every record, the audit with them: what takes their place brings its own.
 pub(super) fn clear(db: &Db) -> Result<()> {
-    for table in ["doc", "lot", "lot_start", "lot_indexed", "idempotency", "dedupe", "job"] {
+    rows::clear_audit(db)?;
+    for table in ["session_refresh", "lot_start", "lot_indexed"].iter().chain(Counts::TABLES.iter().filter(|table| **table != "audit")) {
         db.run("empty the store", &format!("DELETE FROM {table}"), [])?;
     }
     changed(db)
