@@ -48,14 +48,14 @@ impl SealedStore {
         }
         let Some(context) = SessionContext::of(&entry.message.headers) else { return Ok(entry) };
         let key = self.vault.key(&context.subject).await?;
-        entry.message = sealed(entry.message, &context.subject, key.as_deref())?;
+        entry.message = sealed(&entry.message, &context.subject, key.as_deref())?;
         Ok(entry)
     }
 
     async fn open(&self, mut entry: LotEntry) -> Result<LotEntry> {
         let Some(subject) = entry.message.headers.get_str(SEALED) else { return Ok(entry) };
         let key = self.vault.key(subject).await?;
-        entry.message = opened(entry.message, key.as_deref());
+        entry.message = opened(&entry.message, key.as_deref());
         Ok(entry)
     }
 
@@ -97,7 +97,7 @@ impl SealedStore {
 }
 
 /// A message as it is stored; without content if there is no key any more.
-fn sealed(message: LotMessage, subject: &str, key: Option<&SubjectKey>) -> Result<LotMessage> {
+fn sealed(message: &LotMessage, subject: &str, key: Option<&SubjectKey>) -> Result<LotMessage> {
     let mut plain = Vec::with_capacity(message.payload.len() + message.headers.size() + 64);
     plain.push(u8::from(message.key.is_some()));
     let mut headers = Vec::new();
@@ -110,21 +110,21 @@ fn sealed(message: LotMessage, subject: &str, key: Option<&SubjectKey>) -> Resul
     let payload = key.map(|key| key.seal(message.id.as_bytes(), &plain)).transpose()?.unwrap_or_default();
     let mut headers = Headers::new();
     headers.set(SEALED, subject.to_owned());
-    Ok(LotMessage { key: None, headers, payload: payload.into(), ..message })
+    Ok(LotMessage { key: None, headers, payload: payload.into(), ..*message })
 }
 
 /// The message of [`sealed`]; what does not open any more is marked as erased.
-fn opened(message: LotMessage, key: Option<&SubjectKey>) -> LotMessage {
+fn opened(message: &LotMessage, key: Option<&SubjectKey>) -> LotMessage {
     let plain = key.and_then(|key| key.open(message.id.as_bytes(), &message.payload));
     if let Some((key, headers, payload)) = plain.and_then(|plain| parts(&plain.into())) {
-        return LotMessage { key, headers, payload, ..message };
+        return LotMessage { key, headers, payload, ..*message };
     }
     if key.is_some() && !message.payload.is_empty() {
         tracing::warn!(id = %message.id, "an entry of the lot cannot be decrypted; it is treated as erased");
     }
     let mut headers = Headers::new();
     headers.set(header::ERASED, "1");
-    LotMessage { key: None, headers, payload: Bytes::new(), ..message }
+    LotMessage { key: None, headers, payload: Bytes::new(), ..*message }
 }
 
 fn parts(plain: &Bytes) -> Option<(Option<Bytes>, Headers, Bytes)> {
@@ -313,6 +313,13 @@ forward_part!(CacheStore {
     cache_clear(scope: &str) -> u64;
 });
 
+forward_part!(TransferStore {
+    export(to: mpsc::Sender<Vec<Record>>) -> ();
+    import(records: Vec<Record>) -> ();
+    counts() -> Counts;
+    clear() -> ();
+});
+
 forward_part!(ScheduleStore {
     schedule_add(schedule: &ScheduleRecord) -> ();
     schedule_get(id: MessageId) -> Option<ScheduleRecord>;
@@ -322,14 +329,6 @@ forward_part!(ScheduleStore {
     schedule_settle(id: MessageId, owner: &str, settle: ScheduleSettle) -> bool;
     schedule_turn(id: MessageId, from: &[ScheduleState], to: ScheduleState, next_at: Option<Millis>) -> bool;
     schedule_next() -> Option<Millis>;
-});
-
-// A copy holds what is stored, sealed as it is.
-forward_part!(TransferStore {
-    export(to: mpsc::Sender<Vec<Record>>) -> ();
-    import(records: Vec<Record>) -> ();
-    counts() -> Counts;
-    clear() -> ();
 });
 
 /// What is said to somebody who wants to go on with an erased entry.

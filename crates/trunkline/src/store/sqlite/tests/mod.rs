@@ -40,6 +40,10 @@ impl Bed {
     fn open(&self) -> SqliteStore {
         SqliteStore::open(self.dir.path(), self.options()).unwrap()
     }
+
+    fn pass(&self, ms: u64) {
+        self.time.fetch_add(ms, Ordering::SeqCst);
+    }
 }
 
 fn address(topic: &str) -> Address {
