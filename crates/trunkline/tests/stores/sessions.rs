@@ -27,7 +27,7 @@ fn session(n: u64, subject: &str) -> SessionRow {
         product: "shop".to_owned(),
         tag: "web".to_owned(),
         subject: subject.to_owned(),
-        env: (n % 2 == 0).then(|| "dev".to_owned()),
+        env: n.is_multiple_of(2).then(|| "dev".to_owned()),
         data: vec![0, 1, 2],
         started_at: START,
         refreshed_at: START,
