@@ -48,7 +48,8 @@ impl Bed {
 impl Drop for Bed {
     fn drop(&mut self) {
         let drop = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.schema);
-        let _ = Command::new("psql").args(["-q", "-c", &drop, &setting("POSTGRES")]).env("PGOPTIONS", "--client-min-messages=error").status();
+        let _ =
+            Command::new("psql").args(["-q", "-c", &drop, &setting("POSTGRES")]).env("PGOPTIONS", "--client-min-messages=error").status();
     }
 }
 

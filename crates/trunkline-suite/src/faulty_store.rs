@@ -9,10 +9,10 @@ use tokio::sync::mpsc;
 use trunkline::audit::{AuditEntry, AuditFilter, AuditRow};
 use trunkline::message::Millis;
 use trunkline::store::audit::AuditStore;
-use trunkline::store::keys::{KeyRow, KeyStore};
-use trunkline::store::secrets::{SecretChange, SecretRow, SecretStore};
 use trunkline::store::cache::{CacheClaim, CacheClaimed, CacheKey, CacheStore, CacheValue};
+use trunkline::store::keys::{KeyRow, KeyStore};
 use trunkline::store::schedule::{ScheduleFilter, ScheduleRecord, ScheduleSettle, ScheduleState, ScheduleStore};
+use trunkline::store::secrets::{SecretChange, SecretRow, SecretStore};
 use trunkline::store::transfer::{Counts, Record, TransferStore};
 use trunkline::store::{
     Address, Claimed, DeadGroup, Doc, DocChange, IdempotencyClaim, IdempotencyState, Job, LotClaim, LotCounts, LotEdit, LotEntry,

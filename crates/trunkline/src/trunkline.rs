@@ -139,7 +139,10 @@ pub struct Builder {
 
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder").field("url", &self.url.as_deref().map(store::shown)).field("single_host", &self.single_host).finish_non_exhaustive()
+        f.debug_struct("Builder")
+            .field("url", &self.url.as_deref().map(store::shown))
+            .field("single_host", &self.single_host)
+            .finish_non_exhaustive()
     }
 }
 

@@ -57,7 +57,8 @@ async fn write(store: &PostgresStore, owner: &str, stop: &AtomicBool) -> (Vec<Me
             Err(error) => away(&error),
         }
         let lease = Duration::from_secs(600);
-        let claim = IdempotencyClaim { key: key.to_string(), hash: [0; 32], id: MessageId::now(), owner: owner.into(), lease, window: lease };
+        let claim =
+            IdempotencyClaim { key: key.to_string(), hash: [0; 32], id: MessageId::now(), owner: owner.into(), lease, window: lease };
         match store.idempotency_claim(vec![claim]).await.as_deref() {
             Ok([Claimed::Ours(_)]) => ours.push(key),
             Ok(_) => {}

@@ -42,7 +42,16 @@ pub mod nats;
 pub mod nats {
     pub mod config;
 }
-#[cfg(any(test, feature = "kafka", feature = "nats", feature = "postgres", feature = "pubsub", feature = "rabbitmq", feature = "redis", feature = "sqs"))]
+#[cfg(any(
+    test,
+    feature = "kafka",
+    feature = "nats",
+    feature = "postgres",
+    feature = "pubsub",
+    feature = "rabbitmq",
+    feature = "redis",
+    feature = "sqs"
+))]
 pub(crate) mod net;
 pub mod pubsub;
 pub mod rabbitmq;

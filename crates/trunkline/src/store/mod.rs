@@ -38,11 +38,11 @@ mod sessions;
 pub mod sqlite;
 pub mod transfer;
 
+pub use open::{Opened, is_postgres, open, shown};
 pub(crate) use sealed::{SealedStore, erased};
 pub use sessions::{
     Revocation, SessionKey, SessionKeyUse, SessionRefreshed, SessionRenewal, SessionRow, SessionStore, SessionUser, SessionsOf, Subject,
 };
-pub use open::{Opened, is_postgres, open, shown};
 
 /// How far the store's knowledge reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

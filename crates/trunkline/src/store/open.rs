@@ -3,8 +3,6 @@
 use std::sync::Arc;
 
 use super::Store;
-#[cfg(feature = "postgres")]
-use super::datadir::URL_ENV;
 use super::datadir::DataDir;
 use super::sqlite::SqliteStore;
 use crate::error::Result;
@@ -33,7 +31,7 @@ pub struct Opened {
 pub async fn open(url: Option<&str>) -> Result<Opened> {
     #[cfg(feature = "postgres")]
     {
-        let env = std::env::var(URL_ENV).ok().filter(|url| !url.is_empty());
+        let env = std::env::var(super::datadir::URL_ENV).ok().filter(|url| !url.is_empty());
         if let Some(url) = url.or(env.as_deref()).filter(|url| is_postgres(url)) {
             return shared::open(url).await;
         }

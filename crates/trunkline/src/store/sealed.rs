@@ -331,8 +331,6 @@ forward_part!(ScheduleStore {
     schedule_next() -> Option<Millis>;
 });
 
-// A copy holds what is stored, sealed as it is.
-
 /// What is said to somebody who wants to go on with an erased entry.
 pub(crate) fn erased(id: MessageId) -> Error {
     Error::new(crate::Code::MessageNotFound, format!("message {id} belonged to a session's subject that was erased: its content is gone"))

@@ -3,12 +3,12 @@
 
 #![expect(clippy::unwrap_used, unreachable_pub, reason = "a test may panic, and has no outside")]
 
-mod audit;
 mod bed;
 mod changes;
 mod clock;
 mod opening;
 mod restart;
+mod triggers;
 #[path = "../stores/mod.rs"]
 mod stores;
 

@@ -74,7 +74,6 @@ pub async fn a_job_put_with_an_old_ledger_keeps_the_newer_one(bed: &dyn Bed) {
     assert_eq!(store.sweep().await.unwrap(), 1, "what still runs stays");
 }
 
-
 pub async fn a_closed_store_says_so_and_finishes_what_it_was_given(bed: &dyn Bed) {
     let store = bed.open().await;
     let put = store.lot_put(vec![entry(LotState::Dead, 1)]);

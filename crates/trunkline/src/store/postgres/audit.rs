@@ -68,7 +68,11 @@ async fn rows(db: &Db, filter: &AuditFilter, limit: usize, newest_first: bool) -
     let (actor, call, target, outcome) = (text(&filter.actor), text(&filter.call), text(&filter.target), text(&filter.outcome));
     let [from, to, after, before] = [filter.from, filter.to, filter.after, filter.before].map(|number| number.map(int));
     let limit = int(limit as u64);
-    db.all("read the audit", &sql, &[&actor, &call, &target, &outcome, &from, &to, &after, &before, &limit]).await?.iter().map(row).collect()
+    db.all("read the audit", &sql, &[&actor, &call, &target, &outcome, &from, &to, &after, &before, &limit])
+        .await?
+        .iter()
+        .map(row)
+        .collect()
 }
 
 fn row(row: &Row) -> Result<AuditRow> {

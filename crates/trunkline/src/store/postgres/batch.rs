@@ -36,7 +36,12 @@ pub(super) struct Batcher<I, O> {
 
 impl<I: Clone + Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     /// Starts the workers; they end when the batcher is dropped and what was given to it is done.
-    pub(super) fn start(tasks: &TaskTracker, weight: fn(&I) -> usize, write: Write<I, O>) -> Self {
+    pub(super) fn start(
+        tasks: &TaskTracker,
+        weight: fn(&I) -> usize,
+        write: impl Fn(Vec<I>) -> BoxFuture<'static, Result<Vec<O>>> + Send + Sync + 'static,
+    ) -> Self {
+        let write: Write<I, O> = Arc::new(write);
         let (queue, calls) = mpsc::channel(QUEUE);
         let calls = Arc::new(Mutex::new(calls));
         for _ in 0..WORKERS {

@@ -35,8 +35,7 @@ async fn claim(db: &Db, claim: &CacheClaim) -> Result<CacheClaimed> {
     let (expiry, old) = (int(millis(claim.expiry)), db.now().saturating_sub(int(millis(claim.expiry))));
     let (until, expires) = (db.after(claim.lease), db.after(claim.expiry.max(claim.lease)));
     let (event, now) = (claim.event.as_str(), db.now());
-    let values: [Param<'_>; 11] =
-        [&key.scope, &hash, &claim.env, &event, &claim.id.0, &claim.owner, &until, &expiry, &old, &expires, &now];
+    let values: [Param<'_>; 11] = [&key.scope, &hash, &claim.env, &event, &claim.id.0, &claim.owner, &until, &expiry, &old, &expires, &now];
     for _ in 0..ROUNDS {
         if let Some(row) = db.first(doing, CLAIM, &values).await? {
             if !row.get::<_, bool>(1) && key.hash[0] == 0 {
@@ -63,7 +62,7 @@ async fn crowded(db: &Db, scope: &str) {
 }
 
 async fn sent(db: &Db, key: &CacheKey, id: MessageId, owner: &str) -> Result<()> {
-    let sql = "UPDATE cache_value SET id = $3, sent_at = $5, expires_at = $5 + least(expiry, $6 - $5)
+    let sql = "UPDATE cache_value SET id = $3, sent_at = $5::bigint, expires_at = $5::bigint + least(expiry, $6::bigint - $5::bigint)
         WHERE scope = $1 AND hash = $2 AND owner = $4 AND sent_at IS NULL";
     db.run("note a result under a cache", sql, &[&key.scope, &&key.hash[..], &id.0, &owner, &db.now(), &i64::MAX]).await.map(drop)
 }

@@ -32,7 +32,8 @@ pub(super) async fn read(db: &Db) -> Result<(u64, Vec<Doc>)> {
     let version = rows.first().map(|row| uint(row.get(0))).ok_or_else(|| damaged("the catalogue has no version"))?;
     let mut docs = Vec::with_capacity(rows.len());
     for row in &rows {
-        let (Some(word), Some(path), Some(body)) = (row.get::<_, Option<&str>>(1), row.get::<_, Option<String>>(2), row.get::<_, Option<&str>>(3))
+        let (Some(word), Some(path), Some(body)) =
+            (row.get::<_, Option<&str>>(1), row.get::<_, Option<String>>(2), row.get::<_, Option<&str>>(3))
         else {
             continue;
         };
@@ -56,12 +57,11 @@ pub(super) async fn write(db: &Db, schema: &str, expected: u64, changes: &[DocCh
     for change in changes {
         match change {
             DocChange::Put(doc) => {
-                let sql = "INSERT INTO doc (kind, path, body) VALUES ($1, $2, $3) ON CONFLICT (kind, path) DO UPDATE SET body = excluded.body";
+                let sql =
+                    "INSERT INTO doc (kind, path, body) VALUES ($1, $2, $3) ON CONFLICT (kind, path) DO UPDATE SET body = excluded.body";
                 db.run(doing, sql, &[&word(doc.kind), &doc.path, &doc.body.to_string()]).await?
             }
-            DocChange::Remove(kind, path) => {
-                db.run(doing, "DELETE FROM doc WHERE kind = $1 AND path = $2", &[&word(*kind), path]).await?
-            }
+            DocChange::Remove(kind, path) => db.run(doing, "DELETE FROM doc WHERE kind = $1 AND path = $2", &[&word(*kind), path]).await?,
         };
     }
     // Told with the commit, not before.

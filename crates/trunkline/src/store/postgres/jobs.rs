@@ -33,9 +33,7 @@ pub(super) async fn put(db: &Db, job: &Job) -> Result<()> {
     db.run(
         "keep a job",
         PUT,
-        &[
-            &job.id, &job.kind, &job.product, &job.state, &spec, &cursor, &matched, &done, &failed, &skipped, &results, &created, &updated,
-        ],
+        &[&job.id, &job.kind, &job.product, &job.state, &spec, &cursor, &matched, &done, &failed, &skipped, &results, &created, &updated],
     )
     .await
     .map(drop)
@@ -80,9 +78,10 @@ pub(super) async fn of_product(db: &Db, product: &str) -> Result<Vec<Job>> {
 /// The job, held for the rest of the transaction; an error if there is no such job.
 pub(super) async fn hold(db: &Db, id: &str) -> Result<Job> {
     let sql = format!("SELECT {COLUMNS} FROM job WHERE id = $1 FOR UPDATE");
-    let row = db.first("read a job", &sql, &[&id]).await?.ok_or_else(|| {
-        Error::new(Code::JobNotFound, format!("job '{id}' does not exist")).next("list jobs with `trunkline jobs list`")
-    })?;
+    let row = db
+        .first("read a job", &sql, &[&id])
+        .await?
+        .ok_or_else(|| Error::new(Code::JobNotFound, format!("job '{id}' does not exist")).next("list jobs with `trunkline jobs list`"))?;
     job(&row)
 }
 

@@ -68,7 +68,15 @@ impl Link {
     /// A connection, with the time as of which the work is done. What is written without [`Db::begin`] is durable at once.
     pub(super) async fn db(&self, now: Millis, wall: Millis) -> Result<Db> {
         let client = self.pool.get().await.map_err(|error| self.located(self.no_connection(error)))?;
-        Ok(Db { client: Some(client), begun: false, broken: AtomicBool::new(false), answer: self.answer, now, wall, at: self.target.location() })
+        Ok(Db {
+            client: Some(client),
+            begun: false,
+            broken: AtomicBool::new(false),
+            answer: self.answer,
+            now,
+            wall,
+            at: self.target.location(),
+        })
     }
 
     fn no_connection(&self, error: PoolError) -> Error {

@@ -131,34 +131,46 @@ struct Batchers {
 impl Batchers {
     fn start(shared: &Arc<Shared>, tasks: &TaskTracker) -> Self {
         let [a, b, c, d] = [(); 4].map(|()| shared.clone());
-        Batchers {
-            claims: Batcher::start(tasks, |_| 1, Arc::new(move |claims| {
+        let claims = Batcher::start(
+            tasks,
+            |_| 1,
+            move |claims: Vec<IdempotencyClaim>| {
                 let shared = a.clone();
                 Box::pin(async move { retried(|| async { idempotency::claim(&shared.db().await?, &claims).await }).await })
-            })),
-            sent: Batcher::start(tasks, |_| 1, Arc::new(move |keys| {
+            },
+        );
+        let sent = Batcher::start(
+            tasks,
+            |_| 1,
+            move |keys: Vec<(String, MessageId)>| {
                 let shared = b.clone();
                 Box::pin(async move {
                     retried(|| async { idempotency::sent(&shared.db().await?, &keys).await }).await?;
                     Ok(vec![(); keys.len()])
                 })
-            })),
-            handled: Batcher::start(tasks, |_| 1, Arc::new(move |handled| {
+            },
+        );
+        let handled = Batcher::start(
+            tasks,
+            |_| 1,
+            move |handled: Vec<Handled>| {
                 let shared = c.clone();
                 Box::pin(async move {
                     retried(|| async { idempotency::done(&shared.db().await?, &handled).await }).await?;
                     Ok(vec![(); handled.len()])
                 })
-            })),
-            // A batch holds some MB of payload at most, whatever the number of its rows.
-            put: Batcher::start(tasks, |entry: &LotEntry| 1 + entry.message.payload.len() / 16_384, Arc::new(move |entries| {
-                let shared = d.clone();
-                Box::pin(async move {
-                    retried(|| async { put_plain(&shared, &entries).await }).await?;
-                    Ok(vec![(); entries.len()])
-                })
-            })),
-        }
+            },
+        );
+        // A batch holds some MB of payload at most, whatever the number of its rows.
+        let weight = |entry: &LotEntry| 1 + entry.message.payload.len() / 16_384;
+        let put = Batcher::start(tasks, weight, move |entries: Vec<LotEntry>| {
+            let shared = d.clone();
+            Box::pin(async move {
+                retried(|| async { put_plain(&shared, &entries).await }).await?;
+                Ok(vec![(); entries.len()])
+            })
+        });
+        Batchers { claims, sent, handled, put }
     }
 }
 

@@ -34,8 +34,19 @@ async fn add(db: &Db, of: &ScheduleRecord) -> Result<()> {
         "add a schedule",
         sql,
         &[
-            &of.id.0, &&**product, &&**env, &event.as_str(), &of.state.as_str(), &timing, &HEADERS_FORMAT, &key, &headers, &payload,
-            &of.message.cache, &next_at, &created_at,
+            &of.id.0,
+            &&**product,
+            &&**env,
+            &event.as_str(),
+            &of.state.as_str(),
+            &timing,
+            &HEADERS_FORMAT,
+            &key,
+            &headers,
+            &payload,
+            &of.message.cache,
+            &next_at,
+            &created_at,
         ],
     )
     .await

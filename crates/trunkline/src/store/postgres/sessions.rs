@@ -109,9 +109,8 @@ async fn start(db: &Db, of: &SessionRow, hash: &[u8; 32]) -> Result<bool> {
             SELECT $1, $2, $3, id, $5, $6, $7, $8, $9, $10 FROM subject WHERE id = $4 AND key <> '' FOR SHARE RETURNING id
         ) INSERT INTO session_refresh (hash, session, used) SELECT $11, id, false FROM kept";
     let [started, refreshed, expires, until] = [of.started_at, of.refreshed_at, of.expires_at, of.refresh_until].map(int);
-    let values: [Param<'_>; 11] = [
-        &of.id, &of.product, &of.tag, &of.subject, &of.env, &of.data, &started, &refreshed, &expires, &until, &&hash[..],
-    ];
+    let values: [Param<'_>; 11] =
+        [&of.id, &of.product, &of.tag, &of.subject, &of.env, &of.data, &started, &refreshed, &expires, &until, &&hash[..]];
     Ok(db.run("keep a session", sql, &values).await? == 1)
 }
 
@@ -213,11 +212,7 @@ async fn users(db: &Db, of: (&str, &str), limit: u64, offset: u64) -> Result<(Ve
          {from} ORDER BY u.created_at DESC, u.id LIMIT $4 OFFSET $5"
     );
     let rows = db.all(doing, &sql, &[&of.0, &of.1, &db.now(), &int(limit), &int(offset)]).await?;
-    let user = |row: &Row| SessionUser {
-        subject: subject(row),
-        active: uint(row.get(7)),
-        last_at: row.get::<_, Option<i64>>(8).map(uint),
-    };
+    let user = |row: &Row| SessionUser { subject: subject(row), active: uint(row.get(7)), last_at: row.get::<_, Option<i64>>(8).map(uint) };
     Ok((rows.iter().map(user).collect(), total.map_or(0, |row| uint(row.get(0)))))
 }
 
@@ -362,7 +357,8 @@ impl SessionStore for PostgresStore {
 
     async fn session_revocations(&self, after: u64) -> Result<Vec<Revocation>> {
         let db = self.db().await?;
-        let sql = "SELECT seq, product, tag, session, subject, at, until FROM session_revocation WHERE seq > $1 AND until > $2 ORDER BY seq";
+        let sql =
+            "SELECT seq, product, tag, session, subject, at, until FROM session_revocation WHERE seq > $1 AND until > $2 ORDER BY seq";
         Ok(db.all("read what was taken back", sql, &[&int(after), &db.now()]).await?.iter().map(revocation).collect())
     }
 }

@@ -37,8 +37,8 @@ pub(super) async fn export(db: &Db, to: &mpsc::Sender<Vec<Record>>) -> Result<()
         let entries = lot::load(db, &seqs).await?;
         send(to, entries.iter().map(|entry| Record::Entry(Box::new(entry.into()))).collect()).await?;
     }
-    for (declare, record) in ROWS.iter().chain(&rows::ROWS) {
-        paged(db, to, declare, *record).await?;
+    for (number, (query, record)) in ROWS.iter().chain(&rows::ROWS).enumerate() {
+        paged(db, to, number, query, *record).await?;
     }
     for row in db.all("copy the jobs", "SELECT id FROM job ORDER BY id", &[]).await? {
         if let Some(job) = jobs::get(db, row.get(0)).await? {
@@ -48,18 +48,19 @@ pub(super) async fn export(db: &Db, to: &mpsc::Sender<Vec<Record>>) -> Result<()
     Ok(())
 }
 
-/// All rows of a query, a page at a time.
-async fn paged(db: &Db, to: &mpsc::Sender<Vec<Record>>, query: &str, record: Read) -> Result<()> {
+/// All rows of a query, a page at a time. Each query has a cursor of its own name: what is fetched from one is prepared once,
+/// with its columns.
+async fn paged(db: &Db, to: &mpsc::Sender<Vec<Record>>, number: usize, query: &str, record: Read) -> Result<()> {
     let doing = "copy the store";
-    db.batch(doing, &format!("DECLARE page CURSOR FOR {query}")).await?;
+    db.batch(doing, &format!("DECLARE page_{number} CURSOR FOR {query}")).await?;
     loop {
-        let rows = db.all(doing, &format!("FETCH {PAGE} FROM page"), &[]).await?;
+        let rows = db.all(doing, &format!("FETCH {PAGE} FROM page_{number}"), &[]).await?;
         if rows.is_empty() {
             break;
         }
         send(to, rows.iter().map(record).collect::<Result<_>>()?).await?;
     }
-    db.batch(doing, "CLOSE page").await
+    db.batch(doing, &format!("CLOSE page_{number}")).await
 }
 
 fn text(bytes: &[u8]) -> Result<String> {

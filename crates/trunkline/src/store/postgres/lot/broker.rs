@@ -19,7 +19,8 @@ pub(in super::super) async fn start(db: &Db, schema: &str, target: i64, ids: &[M
     let wanted: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
     let sql = "SELECT id, count FROM lot_start WHERE target = $1 AND id = ANY($2) AND expires_at > $3";
     let rows = db.all(doing, sql, &[&target, &wanted, &db.now()]).await?;
-    let mut known: HashMap<Uuid, u32> = rows.iter().map(|row| (row.get(0), u32::try_from(row.get::<_, i64>(1)).unwrap_or(u32::MAX))).collect();
+    let mut known: HashMap<Uuid, u32> =
+        rows.iter().map(|row| (row.get(0), u32::try_from(row.get::<_, i64>(1)).unwrap_or(u32::MAX))).collect();
     let mut counted: HashMap<Uuid, i64> = HashMap::new();
     let mut free = suspect;
     let mut out = Vec::with_capacity(ids.len());
@@ -96,7 +97,8 @@ async fn dead(db: &Db, target: i64, entry: &LotEntry) -> Result<()> {
     }
     let error = entry.error.as_deref().map(clean);
     let error = error.as_deref().map(|error| cut(error, ERROR_MAX));
-    let sql = "UPDATE lot SET state = 2, owner = NULL, ready_at = NULL, died_at = $2, attempts = $3, reason = $4, error = $5, error_group = $6
+    let sql =
+        "UPDATE lot SET state = 2, owner = NULL, ready_at = NULL, died_at = $2, attempts = $3, reason = $4, error = $5, error_group = $6
         WHERE seq = $1";
     let group = error_group(error, entry.reason.as_deref());
     db.run(doing, sql, &[&seq, &entry.died_at.map(int), &i64::from(entry.attempts), &entry.reason, &error, &group]).await?;

@@ -30,7 +30,8 @@ const DEMOTE: &str = "UPDATE lot a SET ready_at = NULL FROM unnest($1::bigint[],
         AND EXISTS (SELECT 1 FROM lot h WHERE h.target = c.target AND h.shard = c.shard AND h.chain = c.chain AND h.state = 0 AND h.seq < a.seq)";
 
 /// The first, where none may be claimed.
-const PROMOTE: &str = "UPDATE lot h SET ready_at = h.due_at FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS c (target, shard, chain),
+const PROMOTE: &str =
+    "UPDATE lot h SET ready_at = h.due_at FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS c (target, shard, chain),
     LATERAL (
         SELECT seq FROM lot WHERE target = c.target AND shard = c.shard AND chain = c.chain AND state = 0 AND chain IS NOT NULL
         ORDER BY seq LIMIT 1

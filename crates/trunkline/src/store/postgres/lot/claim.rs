@@ -34,13 +34,16 @@ fn claiming(due: &str) -> String {
 fn of_group(chained: bool, suspects: bool) -> String {
     let many = if suspects { ">=" } else { "<" };
     let of = if chained { "chain IS NOT NULL AND shard = ANY($6)" } else { "chain IS NULL AND $6::bigint[] IS NULL" };
-    format!("target = $5 AND state = 0 AND ready_at IS NOT NULL AND ready_at <= $1 AND {of} AND lost + (owner IS NOT NULL)::int {many} {SUSPECT}")
+    format!(
+        "target = $5 AND state = 0 AND ready_at IS NOT NULL AND ready_at <= $1 AND {of} AND lost + (owner IS NOT NULL)::int {many} {SUSPECT}"
+    )
 }
 
 /// Claims due entries of one group that are no suspects.
 pub(in super::super) async fn claim(db: &Db, target: i64, shards: Option<&[i64]>, limit: usize, by: Claimant<'_>) -> Result<Vec<LotEntry>> {
     let sql = claiming(&of_group(shards.is_some(), false));
-    let rows = db.all("claim from the lot", &sql, &[&db.now(), &by.owner, &db.after(by.lease), &int(limit as u64), &target, &shards]).await?;
+    let rows =
+        db.all("claim from the lot", &sql, &[&db.now(), &by.owner, &db.after(by.lease), &int(limit as u64), &target, &shards]).await?;
     rows.iter().map(entry).collect()
 }
 
@@ -54,7 +57,8 @@ pub(in super::super) async fn claim_suspect(
 ) -> Result<Vec<LotEntry>> {
     let doing = "claim from the lot";
     lock::take(db, &[lock::number(&[b"suspects", schema.as_bytes(), &target.to_le_bytes()])]).await?;
-    let out = format!("SELECT 1 FROM lot WHERE target = $1 AND state = 0 AND lost >= {SUSPECT} AND ready_at > $2 AND owner IS NOT NULL LIMIT 1");
+    let out =
+        format!("SELECT 1 FROM lot WHERE target = $1 AND state = 0 AND lost >= {SUSPECT} AND ready_at > $2 AND owner IS NOT NULL LIMIT 1");
     if db.first(doing, &out, &[&target, &db.now()]).await?.is_some() {
         return Ok(Vec::new());
     }

@@ -27,7 +27,8 @@ use crate::store::common::{HEADERS_FORMAT, PUBLISH, WAITING, int, uint};
 use crate::store::{Address, LotEdit, LotEntry, LotMessage, LotState};
 
 /// What [`entry`] reads, of `l` (the lot), `b` (its body) and `t` (its target).
-const COLUMNS: &str = "l.seq, l.state, l.id, l.chain, l.shard, l.position, l.due_at, l.attempts, l.produced_at, l.died_at, l.reason, l.error,
+const COLUMNS: &str =
+    "l.seq, l.state, l.id, l.chain, l.shard, l.position, l.due_at, l.attempts, l.produced_at, l.died_at, l.reason, l.error,
     l.job, l.lost + (l.owner IS NOT NULL)::int, b.format, b.key, b.headers, b.payload, t.product, t.env, t.broker, t.topic, t.grp";
 
 /// Whole entries, in the order of `seqs`.

@@ -81,7 +81,8 @@ async fn hold(db: &Db, schema: &str, owner: &str, items: &[(u64, LotSettle)]) ->
     let rows = db.all(doing, sql, &[&seqs, &owner, &WAITING]).await?;
     let chains: Vec<Chain> = rows.iter().map(|row| Chain { target: row.get(0), shard: row.get(1), chain: row.get(2) }).collect();
     chain::lock(db, schema, &chains).await?;
-    db.run(doing, "SELECT seq FROM lot WHERE seq = ANY($1) AND owner = $2 AND state <> 2 ORDER BY seq FOR UPDATE", &[&seqs, &owner]).await?;
+    db.run(doing, "SELECT seq FROM lot WHERE seq = ANY($1) AND owner = $2 AND state <> 2 ORDER BY seq FOR UPDATE", &[&seqs, &owner])
+        .await?;
     Ok(chains)
 }
 

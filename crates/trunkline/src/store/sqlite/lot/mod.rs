@@ -89,7 +89,8 @@ pub(super) fn put_as(db: &Db, entry: &LotEntry) -> Result<()> {
     let sql = "SELECT seq FROM lot WHERE target = ?1 AND id = ?2";
     let put = db.first(doing, sql, params![target, &entry.message.id.as_bytes()[..]], |row| row.get::<_, i64>(0))?;
     let Some(put) = put else { return Ok(()) };
-    let body = "INSERT INTO lot_body (seq, format, key, headers, payload) SELECT ?2, format, key, headers, payload FROM lot_body WHERE seq = ?1";
+    let body =
+        "INSERT INTO lot_body (seq, format, key, headers, payload) SELECT ?2, format, key, headers, payload FROM lot_body WHERE seq = ?1";
     if put != int(entry.seq) {
         // The body must have its entry at any moment, so it moves by way of a copy, at the end of the transaction's checks.
         db.run(doing, "PRAGMA defer_foreign_keys = ON", [])?;
