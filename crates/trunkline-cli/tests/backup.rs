@@ -69,7 +69,8 @@ impl Filled {
     fn holds_in(&self, url: &str) {
         let get = |args: &[&str]| json_of(&self.dir, &self.key, url, args);
         // First of all, since what follows is audited too.
-        assert_eq!(get(&["audit", "verify"]), json_of(&self.dir, &self.key, &self.url, &["audit", "verify"]));
+        let (copy, source) = (get(&["audit", "verify"]), json_of(&self.dir, &self.key, &self.url, &["audit", "verify"]));
+        assert_eq!((&copy["ok"], &copy["rows"]), (&json!(true), &source["rows"]));
         assert_eq!(run(&self.dir, "", url, &["secrets", "list"]).code, 1, "without the key it stays shut");
         assert_eq!(get(&["sessions", "verify", "user", "--token-file", &self.token])["data"], json!({ "userId": "canary-ann" }));
         assert_eq!(get(&["sessions", "verify", "user", "--token-file", &self.erased])["valid"], false);
