@@ -152,36 +152,27 @@ through! {
     sweep() -> u64;
 }
 
-/// The same for a part of the contract that has nothing else.
-macro_rules! part {
-    ($part:ident { $($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)* }) => {
-        #[async_trait]
-        impl $part for FaultyStore {
-            $(async fn $name(&self, $($arg: $type),*) -> Result<$result> {
-                self.1.check()?;
-                self.0.$name($($arg),*).await
-            })*
-        }
-    };
-}
-
-part!(SecretStore {
+part! {
+    SecretStore:
     secrets() -> (u64, Vec<SecretRow>);
     secrets_write(expected: u64, changes: Vec<SecretChange>, docs: Vec<DocChange>) -> Option<u64>;
-});
+}
 
-part!(KeyStore {
+part! {
+    KeyStore:
     keys() -> (u64, Vec<KeyRow>);
     key_write(expected: u64, row: KeyRow) -> Option<u64>;
-});
+}
 
-part!(AuditStore {
+part! {
+    AuditStore:
     audit_append(entries: Vec<AuditEntry>) -> ();
     audit_rows(filter: &AuditFilter, limit: usize, newest_first: bool) -> Vec<AuditRow>;
     audit_head() -> (u64, [u8; 32]);
-});
+}
 
-part!(SessionStore {
+part! {
+    SessionStore:
     session_keys() -> Vec<SessionKey>;
     session_key_add(key: &SessionKey, retire: Option<Millis>) -> ();
     subject_of(fresh: &Subject) -> Subject;
@@ -196,27 +187,12 @@ part!(SessionStore {
     session_users(product: &str, tag: &str, limit: u64, offset: u64) -> (Vec<SessionUser>, u64);
     session_erase(product: &str, tag: &str, digest: &[u8]) -> Option<(String, u64)>;
     session_revocations(after: u64) -> Vec<Revocation>;
-});
+}
 
-#[async_trait]
-impl TransferStore for FaultyStore {
-    async fn export(&self, to: mpsc::Sender<Vec<Record>>) -> Result<()> {
-        self.1.check()?;
-        self.0.export(to).await
-    }
-
-    async fn import(&self, records: Vec<Record>) -> Result<()> {
-        self.1.check()?;
-        self.0.import(records).await
-    }
-
-    async fn counts(&self) -> Result<Counts> {
-        self.1.check()?;
-        self.0.counts().await
-    }
-
-    async fn clear(&self) -> Result<()> {
-        self.1.check()?;
-        self.0.clear().await
-    }
+part! {
+    TransferStore:
+    export(to: mpsc::Sender<Vec<Record>>) -> ();
+    import(records: Vec<Record>) -> ();
+    counts() -> Counts;
+    clear() -> ();
 }
