@@ -89,6 +89,8 @@ pub(super) struct ShardStart {
     pub(super) topic: String,
     pub(super) partition: i32,
     pub(super) base: i64,
+    /// How many offsets lay behind it when it was looked up: nobody had more of the shard in hand.
+    pub(super) behind: i64,
     /// What the last owner wrote, unless a wish came after it.
     pub(super) mark: Option<Mark>,
     /// The wish that was followed last.
@@ -177,7 +179,8 @@ pub(super) fn starts(desk: &Desk, group: &str, list: &TopicPartitionList) -> Res
         let expired = position.is_some_and(|offset| !in_log(&offset));
         let base = position.filter(in_log).unwrap_or(low);
         let mark = if expired { mark.map(|mark| Mark { settled: Vec::new(), ..mark }) } else { mark };
-        starts.push(ShardStart { topic: key.0, partition: key.1, base, mark, seek, expired });
+        let behind = high.saturating_sub(base);
+        starts.push(ShardStart { topic: key.0, partition: key.1, base, behind, mark, seek, expired });
     }
     Ok(starts)
 }

@@ -186,7 +186,7 @@ impl Group {
                     "the committed position is not in the log any more: this shard goes on with the oldest message"
                 );
             }
-            let claim = Claim::take_over(start.base, start.mark, start.seek, self.in_hand, now, start.expired);
+            let claim = Claim::take_over((start.base, start.behind), start.mark, start.seek, self.in_hand, now, start.expired);
             add(&mut commit, &start.topic, key.1, claim.base, &claim.mark.encode());
             claims.push((key, claim));
         }

@@ -112,8 +112,9 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// What the new owner writes: its epoch, and what the last one may have left in hand.
-    pub(super) fn take_over(base: i64, before: Option<Mark>, seek: u64, in_hand: u32, now: u64, expired: bool) -> Self {
+    /// What the new owner writes: its epoch, and what the last one may have left in hand. `behind`: how many offsets lie
+    /// behind the base; what is produced later was in nobody's hand.
+    pub(super) fn take_over((base, behind): (i64, i64), before: Option<Mark>, seek: u64, in_hand: u32, now: u64, expired: bool) -> Self {
         let unclean = before.as_ref().is_some_and(|mark| !mark.clean);
         let before = before.unwrap_or_default();
         let mut mark = Mark { epoch: now.max(before.epoch + 1), seek, in_hand, settled: before.settled, ..Mark::default() };
@@ -124,6 +125,7 @@ impl Claim {
         } else if unclean {
             (mark.suspects, mark.suspect_count) = (before.in_hand, 1);
         }
+        mark.suspects = mark.suspects.min(u32::try_from(behind).unwrap_or(if behind < 0 { 0 } else { u32::MAX }));
         Claim { base, mark, expired }
     }
 }
@@ -300,20 +302,24 @@ mod tests {
 
     #[test]
     fn a_peaceful_end_leaves_no_suspects() {
-        let claim = Claim::take_over(7, Some(mark(true)), 3, 32, 40, false);
+        let claim = Claim::take_over((7, 99), Some(mark(true)), 3, 32, 40, false);
         assert_eq!((claim.base, claim.mark.epoch, claim.mark.seek, claim.mark.suspects), (7, 51, 3, 0));
         assert_eq!((claim.mark.in_hand, claim.mark.clean), (32, false));
         assert_eq!(claim.mark.settled, [false, true]);
-        assert_eq!(Claim::take_over(7, None, 0, 32, 40, false).mark.suspects, 0);
+        assert_eq!(Claim::take_over((7, 99), None, 0, 32, 40, false).mark.suspects, 0);
     }
 
     #[test]
     fn a_crash_leaves_what_was_in_hand() {
-        let claim = Claim::take_over(7, Some(mark(false)), 0, 32, 400, false);
+        let claim = Claim::take_over((7, 99), Some(mark(false)), 0, 32, 400, false);
         assert_eq!((claim.mark.epoch, claim.mark.suspects, claim.mark.suspect_count), (400, 16, 1));
         // The next owner crashes too, on the first it starts.
         let before = Mark { started: Some((7, 2)), ..claim.mark };
-        let again = Claim::take_over(7, Some(before), 0, 32, 400, false);
+        let again = Claim::take_over((7, 99), Some(before), 0, 32, 400, false);
         assert_eq!((again.mark.epoch, again.mark.suspects, again.mark.started), (401, 16, Some((7, 2))));
+        // Whatever it might have had in hand, there were three messages.
+        for (behind, suspects) in [(3, 3), (0, 0)] {
+            assert_eq!(Claim::take_over((7, behind), Some(mark(false)), 0, 32, 400, false).mark.suspects, suspects);
+        }
     }
 }
