@@ -170,3 +170,29 @@ async fn another_master_key_is_followed_by_every_process() {
     assert_eq!((error.code(), error.detail_str("reason")), (Code::StoreFailed, Some("master_key")));
     stale.close(CLOSE).await;
 }
+
+#[tokio::test]
+async fn another_master_key_reaches_the_keys_of_sessions_and_of_their_subjects() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d").display().to_string();
+    let trunkline = Trunkline::open(&path).await.unwrap();
+    let definition = json!({
+        "name": "User", "tag": "user", "selector": "$Session{userId}", "expiry": 1, "period": "hours", "schema": { "userId": "1" },
+    });
+    trunkline.catalog().create_session(Some("shop"), definition).await.unwrap();
+    let sessions = trunkline.sessions("shop");
+    let ann = sessions.start("user", json!({ "userId": "ann" })).await.unwrap();
+    sessions.start("user", json!({ "userId": "bob" })).await.unwrap();
+    assert!(sessions.erase("user", "bob").await.unwrap().erased);
+    trunkline.secrets().rekey(NewMasterKey::Random).await.unwrap();
+    trunkline.close(CLOSE).await;
+    // One that starts anew knows the new key alone.
+    let anew = Trunkline::open(&path).await.unwrap();
+    let sessions = anew.sessions("shop");
+    assert!(sessions.verify("user", &ann.token).await.unwrap().valid);
+    let next = sessions.refresh("user", &ann.refresh_token).await.unwrap();
+    assert_eq!(sessions.verify("user", &next.token).await.unwrap().data, Some(json!({ "userId": "ann" })));
+    let users = sessions.users("user", 1, 10).await.unwrap();
+    assert_eq!(users.users.iter().map(|user| user.identifier.as_str()).collect::<Vec<_>>(), ["ann"], "who was erased stays erased");
+    anew.close(CLOSE).await;
+}
