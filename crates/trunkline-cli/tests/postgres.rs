@@ -10,6 +10,7 @@ use rustix::process::Signal;
 /// A directory of this host, and a schema of the server.
 struct Bed {
     dir: Dir,
+    server: String,
     schema: String,
 }
 
@@ -17,14 +18,14 @@ impl Bed {
     fn new() -> Self {
         let dir = Dir::new();
         let name: String = dir.path().file_name().expect("a name").to_string_lossy().chars().filter(char::is_ascii_alphanumeric).collect();
-        let bed = Bed { dir, schema: format!("cli_{}", name.to_lowercase()) };
+        let bed = Bed { dir, server: setting("POSTGRES"), schema: format!("cli_{}", name.to_lowercase()) };
         bed.ok(&["init", "--example"]);
         bed
     }
 
     /// With a password, which the server does not ask for, and which must not be seen.
     fn url(&self) -> String {
-        format!("{}?schema={}", setting("POSTGRES").replacen("trunkline@", "trunkline:hunter2@", 1), self.schema)
+        format!("{}?schema={}", self.server.replacen("trunkline@", "trunkline:hunter2@", 1), self.schema)
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -48,8 +49,7 @@ impl Bed {
 impl Drop for Bed {
     fn drop(&mut self) {
         let drop = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.schema);
-        let _ =
-            Command::new("psql").args(["-q", "-c", &drop, &setting("POSTGRES")]).env("PGOPTIONS", "--client-min-messages=error").status();
+        let _ = Command::new("psql").args(["-q", "-c", &drop, &self.server]).env("PGOPTIONS", "--client-min-messages=error").status();
     }
 }
 
