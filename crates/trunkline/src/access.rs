@@ -232,7 +232,13 @@ mod tests {
             "members",
             "jobs",
             "consumer",
+            "cache",
+            "schedules",
+            "sessions/life",
+            "sessions/erase",
         ];
+        // What asks, or calls what asks.
+        let asks = ["Call::", "self.catalog().", "self.take_back(", ".turn("];
         let mut missing = Vec::new();
         for file in files {
             let text = source(file);
@@ -240,7 +246,7 @@ mod tests {
             for part in text.split("    pub async fn ").skip(1) {
                 let name = part.split(['(', '<']).next().unwrap_or_default();
                 let body = part.split("\n    }\n").next().unwrap_or_default();
-                if !body.contains("Call::") && !body.contains("self.catalog().") && !EXEMPT.contains(&name) {
+                if !asks.iter().any(|word| body.contains(word)) && !EXEMPT.contains(&name) {
                     missing.push(format!("{file}: {name}"));
                 }
             }
